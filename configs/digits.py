@@ -1,0 +1,52 @@
+"""8x8 handwritten digits, the built-in data: SiT, 6 blocks, width 64, one intermediate head after block 2.
+
+  python -m ig_jax.train --config=configs/digits.py --workdir=runs/digits
+  hardware   2 CPU cores
+  time       about 1.5 minutes (1,100 steps)
+  expect     IG 2 cuts FD-CNN to less than half of what the same weights reach without it
+  :runlocal  200 steps, about 20 seconds, to see that everything works
+"""
+
+import ml_collections
+
+from ig_jax.models import zoo
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`arg`: "" for the full run, "runlocal" for a short one."""
+    if arg not in ("", "runlocal"):
+        raise ValueError(f"config argument {arg!r} must be empty or runlocal")
+    runlocal = arg == "runlocal"
+    config = ml_collections.ConfigDict()
+    config.name = "digits"
+    config.seed = 0
+    config.model = dict(
+        **zoo.FAMILIES["sit"],
+        input_size=8, channels=1, patch_size=2, depth=6, width=64, num_heads=2, mlp_ratio=4.0, num_classes=10,
+        inter_depth=(2,), dtype="float32", scan_blocks=False, remat="none",
+    )
+    config.latents = dict(name="pixels", shift=(0.0,), scale=(1.0,), uint8_rule="half")
+    config.path = "linear"
+    config.loss = dict(
+        inter_weight=(0.5,), label_drop=0.1,
+        accelerate=False, omega=1 / 3, gap_source="ema", start_step=0,
+    )
+    config.optimizer = dict(
+        learning_rate=2e-3, schedule="constant", warmup_steps=100, b1=0.9, b2=0.999, eps=1e-8,
+        weight_decay=0.0, clip_norm=1.0, accumulate=1,
+    )
+    config.ema = dict(decays=(0.999,), warmup=True)
+    config.data = dict(
+        source="tfds", name="ig_digits", folder="", split="train", test_split="test", batch_size=128, pad=0,
+        in_memory=True,
+    )
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.run = dict(
+        steps=200 if runlocal else 1100, log_every=50, checkpoint_every=100 if runlocal else 500,
+        keep_checkpoints=2, preview_every=100 if runlocal else 500, preview_images=40,
+    )
+    # The scale was chosen on FD-CNN at 1,100 steps (README); on ImageNet start from the paper's presets.
+    config.sample = dict(
+        solver="heun", steps=25, ig_scale=2.0, cfg_scale=1.0, ig_interval=(0.0, 1.0), cfg_interval=(0.0, 1.0),
+    )
+    return config

@@ -1,0 +1,138 @@
+"""An experiment, checked in full before anything is compiled.
+
+A config file returns an ml_collections.ConfigDict; `bind` turns it into the frozen dataclasses below. Every
+key must be there, of the right type and in range, and nothing else may be: the fields are exactly what the
+code reads, so a key that nothing reads cannot exist. Defaults live in configs/ alone.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+
+from ig_jax.data.dataset import DataConfig, open_split
+from ig_jax.diffusion.paths import PATHS
+from ig_jax.errors import UserError, check
+from ig_jax.generation.recipe import Recipe
+from ig_jax.models.dit import DiTConfig
+from ig_jax.models.latents import LatentScaling
+from ig_jax.training.optimizer import EmaConfig, OptimizerConfig
+from ig_jax.training.step import LossConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How long, and what is written when. Durations in steps, 0 for never."""
+
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    preview_every: int
+    preview_images: int
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("preview_every", "preview_images"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that defines a run and, in its checkpoint, everything a sampler needs."""
+
+    name: str
+    seed: int
+    model: DiTConfig
+    latents: LatentScaling  # name "pixels" for a model of the images themselves
+    path: str
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    ema: EmaConfig
+    data: DataConfig
+    mesh: MeshConfig
+    run: RunConfig
+    sample: Recipe  # of previews, and the default of the sample command
+
+    def __post_init__(self):
+        check(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
+        check(self.latents.channels == self.model.channels, "latents.scale", self.latents.scale,
+              f"one factor for each of the {self.model.channels} channels of the model")
+        check(self.path in PATHS, "path", self.path, f"one of {', '.join(PATHS)}")
+        check(len(self.loss.inter_weight) == len(self.model.inter_depth), "loss.inter_weight",
+              self.loss.inter_weight, f"one weight for each of model.inter_depth={self.model.inter_depth}")
+        check(not self.loss.accelerate or self.model.inter_depth, "loss.accelerate", self.loss.accelerate,
+              "False for a model without an intermediate head")
+        self.sample.check_model(self.model)
+
+    def open_split(self, split: str):
+        """The images of one split, checked against the model."""
+        model = self.model
+        shape = (model.input_size, model.input_size, model.channels)
+        return open_split(self.data, split, shape, model.num_classes)
+
+    def as_dict(self) -> dict:
+        """Plain JSON types; bind(Experiment, x.as_dict()) == x."""
+        return dataclasses.asdict(self)
+
+
+def bind(cls, values, prefix: str = "config"):
+    """`cls` filled from a mapping, each key named in errors by its full path.
+
+    Raises: UserError for unknown, missing, mistyped, non-finite or out-of-range keys.
+    """
+    hints = typing.get_type_hints(cls)
+    check(hasattr(values, "keys"), prefix, values, f"a section with the keys {', '.join(hints)}")
+    for key in values.keys():
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, n=1)
+            mend = f"did you mean {prefix}.{close[0]}?" if close else f"known keys: {', '.join(hints)}"
+            raise UserError(f"{prefix}.{key} is not a setting that anything reads; {mend}")
+    for key in hints:
+        if key not in values:
+            raise UserError(f"{prefix}.{key} is missing; set it in the config file")
+    fields = {key: _convert(hint, values[key], f"{prefix}.{key}") for key, hint in hints.items()}
+    try:
+        return cls(**fields)
+    except UserError as error:
+        raise UserError(_prefixed(str(error), prefix)) from error
+
+
+def _prefixed(message: str, prefix: str) -> str:
+    """Errors of a section name its key; nested sections have already added the config path."""
+    return message if message.startswith("config.") else f"{prefix}.{message}"
+
+
+def _convert(hint, value, name: str):
+    if dataclasses.is_dataclass(hint):
+        return bind(hint, value, name)
+    if typing.get_origin(hint) is tuple:
+        return _tuple(typing.get_args(hint), value, name)
+    wanted = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}[hint]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and number,
+        float: number and math.isfinite(value),
+        str: isinstance(value, str),
+    }[hint]
+    check(fits, name, value, wanted)
+    return hint(value)
+
+
+def _tuple(args: tuple, value, name: str) -> tuple:
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(values)
+    check(len(values) == len(args), name, value, f"{len(args)} numbers")
+    return tuple(_convert(arg, item, name) for arg, item in zip(args, values))

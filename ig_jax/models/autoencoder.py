@@ -1,0 +1,300 @@
+"""The autoencoders of latent diffusion transformers, SD-VAE and VA-VAE: one network, two frozen configs.
+
+Encoder: residual blocks per level, halving between levels; decoder: one more block per level, doubling
+between. Parameters, norms and softmax are float32; convolutions run in `dtype`. float32 asks for products in
+full precision (an accelerator's default would round them to bfloat16 or TF32); bfloat16 is the fast choice.
+Source: CompVis/latent-diffusion ldm/modules/diffusionmodules/model.py; huggingface/diffusers AutoencoderKL.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ig_jax.errors import check
+from ig_jax.models import latents as latents_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """What tells one autoencoder of the family from another.
+
+    channels: width of each level, finest first; layers: residual blocks per level of the encoder (the decoder
+    has one more); groups: of every GroupNorm; attention_levels: indices into channels whose blocks are each
+    followed by attention (both middles always have it); quant_convs: 1x1 convolutions around the latent.
+    Raises: UserError for widths the groups do not divide, no layers, or a level that does not exist.
+    """
+
+    channels: tuple[int, ...]
+    layers: int
+    latent_channels: int
+    groups: int = 32
+    attention_levels: tuple[int, ...] = ()
+    quant_convs: bool = True
+
+    def __post_init__(self):
+        for field in ("channels", "attention_levels"):  # lists from JSON would not hash
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        check(self.groups > 0, "groups", self.groups, "positive")
+        check(len(self.channels) > 0 and all(c > 0 and c % self.groups == 0 for c in self.channels),
+              "channels", self.channels, f"positive multiples of groups={self.groups}")
+        check(self.layers > 0, "layers", self.layers, "positive")
+        check(self.latent_channels > 0, "latent_channels", self.latent_channels, "positive")
+        check(all(0 <= i < len(self.channels) for i in self.attention_levels), "attention_levels",
+              self.attention_levels, f"indices of channels={self.channels}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return 2 ** (len(self.channels) - 1)
+
+
+SD_VAE = AutoencoderConfig(channels=(128, 256, 512, 512), layers=2, latent_channels=4)
+VA_VAE = AutoencoderConfig(channels=(128, 128, 256, 256, 512), layers=2, latent_channels=32,
+                           attention_levels=(4,))
+
+
+class Posterior(NamedTuple):
+    """The encoder's Gaussian: mean and std, each (B, h, w, C) float32, not normalised."""
+
+    mean: jax.Array
+    std: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Build:
+    """Makes the layers of one autoencoder with its groups, compute dtype and initialiser keys."""
+
+    groups: int
+    dtype: DTypeLike
+    rngs: nnx.Rngs
+
+    @property
+    def precision(self) -> jax.lax.Precision | None:
+        return jax.lax.Precision.HIGHEST if jnp.dtype(self.dtype) == jnp.float32 else None
+
+    def conv(self, inputs: int, outputs: int, size: int, strides: int = 1, padding="SAME") -> nnx.Conv:
+        return nnx.Conv(inputs, outputs, (size, size), strides, padding=padding, dtype=self.dtype,
+                        precision=self.precision, rngs=self.rngs)
+
+    def linear(self, inputs: int, outputs: int) -> nnx.Linear:
+        return nnx.Linear(inputs, outputs, dtype=self.dtype, precision=self.precision, rngs=self.rngs)
+
+    def norm(self, channels: int) -> nnx.GroupNorm:
+        # the fast variance E[x^2] - E[x]^2 cancels where a group's mean is large against its spread
+        return nnx.GroupNorm(channels, self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False,
+                             rngs=self.rngs)
+
+
+class ResBlock(nnx.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), (B, H, W, inputs) -> (B, H, W, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, build: _Build):
+        self.norm1 = build.norm(inputs)
+        self.conv1 = build.conv(inputs, outputs, 3)
+        self.norm2 = build.norm(outputs)
+        self.conv2 = build.conv(outputs, outputs, 3)
+        self.shortcut = build.conv(inputs, outputs, 1) if inputs != outputs else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Attention(nnx.Module):
+    """One-head self-attention over all positions of (B, H, W, D), with its residual."""
+
+    def __init__(self, channels: int, build: _Build):
+        self.norm = build.norm(channels)
+        self.q = build.linear(channels, channels)
+        self.k = build.linear(channels, channels)
+        self.v = build.linear(channels, channels)
+        self.out = build.linear(channels, channels)
+        self.precision = build.precision
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = rearrange(self.norm(x), "b h w d -> b (h w) d")
+        q, k, v = self.q(h), self.k(h), self.v(h)
+        logits = jnp.einsum("bqd,bkd->bqk", q, k, precision=self.precision,
+                            preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * x.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
+        h = self.out(jnp.einsum("bqk,bkd->bqd", weights, v, precision=self.precision))
+        return x + h.reshape(x.shape)
+
+
+class Stage(nnx.Module):
+    """The blocks of one level, each followed by attention where the config says so."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int, attention: bool, build: _Build):
+        self.blocks = nnx.List([ResBlock(outputs if i else inputs, outputs, build) for i in range(layers)])
+        self.attentions = nnx.List([Attention(outputs, build) for _ in range(layers)] if attention else [])
+
+    def run_blocks(self, x: jax.Array) -> jax.Array:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if self.attentions:
+                x = self.attentions[i](x)
+        return x
+
+
+class DownStage(Stage):
+    """A level of the encoder; halves height and width at its end unless it is the last."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int, attention: bool, last: bool, build: _Build):
+        super().__init__(inputs, outputs, layers, attention, build)
+        # one row below and one column right, none above or left; "SAME" or a symmetric 1 shifts every feature
+        padding = ((0, 1), (0, 1))
+        self.downsample = None if last else build.conv(outputs, outputs, 3, strides=2, padding=padding)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.run_blocks(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class UpStage(Stage):
+    """A level of the decoder; doubles height and width at its end unless it is the last."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int, attention: bool, last: bool, build: _Build):
+        super().__init__(inputs, outputs, layers, attention, build)
+        self.upsample = None if last else build.conv(outputs, outputs, 3)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.run_blocks(x)
+        return x if self.upsample is None else self.upsample(repeat(x, "b h w d -> b (h 2) (w 2) d"))
+
+
+class Middle(nnx.Module):
+    """Block, attention, block at the coarsest level."""
+
+    def __init__(self, channels: int, build: _Build):
+        self.block1 = ResBlock(channels, channels, build)
+        self.attention = Attention(channels, build)
+        self.block2 = ResBlock(channels, channels, build)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.block2(self.attention(self.block1(x)))
+
+
+class Encoder(nnx.Module):
+    """images (B, H, W, 3) -> moments (B, h, w, 2C), before the quant convolution."""
+
+    def __init__(self, config: AutoencoderConfig, build: _Build):
+        widths = config.channels
+        self.conv_in = build.conv(3, widths[0], 3)
+        self.down = nnx.List([
+            DownStage(widths[max(i - 1, 0)], width, config.layers, i in config.attention_levels,
+                      i == len(widths) - 1, build)
+            for i, width in enumerate(widths)
+        ])
+        self.mid = Middle(widths[-1], build)
+        self.norm_out = build.norm(widths[-1])
+        self.conv_out = build.conv(widths[-1], 2 * config.latent_channels, 3)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv_out(nnx.silu(self.norm_out(self.mid(_in_turn(self.down, self.conv_in(x))))))
+
+
+class Decoder(nnx.Module):
+    """latents (B, h, w, C), after the post-quant convolution -> images (B, H, W, 3)."""
+
+    def __init__(self, config: AutoencoderConfig, build: _Build):
+        widths = config.channels
+        self.conv_in = build.conv(config.latent_channels, widths[-1], 3)
+        self.mid = Middle(widths[-1], build)
+        self.up = nnx.List([
+            UpStage(widths[min(i + 1, len(widths) - 1)], widths[i], config.layers + 1,
+                    i in config.attention_levels, i == 0, build)
+            for i in reversed(range(len(widths)))
+        ])
+        self.norm_out = build.norm(widths[0])
+        self.conv_out = build.conv(widths[0], 3, 3)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv_out(nnx.silu(self.norm_out(_in_turn(self.up, self.mid(self.conv_in(x))))))
+
+
+class Autoencoder(nnx.Module):
+    """A KL autoencoder: images -> Gaussian over latents -> images.
+
+    config: SD_VAE, VA_VAE or a variant; dtype: of the convolutions, float32 or bfloat16.
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        build = _Build(config.groups, dtype, rngs)
+        self.config = config
+        self.dtype = dtype
+        self.encoder = Encoder(config, build)
+        self.decoder = Decoder(config, build)
+        channels = config.latent_channels
+        self.quant_conv = build.conv(2 * channels, 2 * channels, 1) if config.quant_convs else None
+        self.post_quant_conv = build.conv(channels, channels, 1) if config.quant_convs else None
+
+    def encode(self, images: jax.Array) -> Posterior:
+        """images (B, H, W, 3) float in [-1, 1], H and W multiples of config.factor -> Posterior (mean, std).
+
+        Raises: UserError for another shape.
+        """
+        factor = self.config.factor
+        _, height, width, channels = images.shape if images.ndim == 4 else (0, 0, 0, 0)
+        check(channels == 3 and height % factor == width % factor == 0, "images.shape", images.shape,
+              f"(B, H, W, 3) with H and W multiples of {factor}")
+        moments = self.encoder(images.astype(self.dtype))
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return Posterior(mean, jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0)))
+
+    sample = staticmethod(latents_lib.sample)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """latents (B, h, w, C), not normalised -> images (B, H, W, 3) float32 in about [-1, 1].
+
+        Raises: UserError for another shape.
+        """
+        channels = self.config.latent_channels
+        check(latents.ndim == 4 and latents.shape[3] == channels, "latents.shape", latents.shape,
+              f"(B, h, w, {channels})")
+        x = latents.astype(self.dtype)
+        if self.post_quant_conv is not None:
+            x = self.post_quant_conv(x)
+        return self.decoder(x).astype(jnp.float32)
+
+
+def from_params(config: AutoencoderConfig, params: dict, *, dtype: DTypeLike = jnp.float32) -> Autoencoder:
+    """The autoencoder with these weights, no random initialisation run.
+
+    params: nested dict of arrays with the tree of nnx.to_pure_dict(nnx.state(autoencoder, nnx.Param)).
+    """
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Autoencoder(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
+
+
+def decode_chunked(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, chunk: int) -> jax.Array:
+    """decode(latents) with at most `chunk` images (over all devices) in flight; call it inside jit.
+
+    decode: (b, h, w, C) -> (b, H, W, 3), each image by itself; latents: (B, h, w, C), B any number.
+    A batch sharded over n devices stays where it is when chunk is a multiple of n and divides B.
+    Raises: UserError if chunk is not positive.
+    """
+    check(chunk > 0, "chunk", chunk, "positive (images)")
+    batch = latents.shape[0]
+    if batch <= chunk:
+        return decode(latents)
+    rounds = -(-batch // chunk)
+    padded = jnp.pad(latents, [(0, rounds * chunk - batch)] + [(0, 0)] * (latents.ndim - 1))
+    # round i takes images i, i + rounds, ...: with the chunk axis outermost each device feeds its own images
+    images = jax.lax.map(decode, rearrange(padded, "(c r) ... -> r c ...", r=rounds))
+    return rearrange(images, "r c ... -> (c r) ...")[:batch]
+
+
+def _in_turn(stages: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
+    for stage in stages:
+        x = stage(x)
+    return x

@@ -1,0 +1,42 @@
+"""What a network costs, counted from its config: parameters and floating-point operations.
+
+The compiler's own count sees the body of a loop once, so speed and utilisation are always stated in these.
+"""
+
+import math
+
+from ig_jax.models.dit import FROZEN, DiTConfig, shapes
+from ig_jax.models.layers import FREQUENCIES
+
+
+def parameter_count(config: DiTConfig) -> int:
+    """Trainable parameters, all heads included."""
+    return sum(math.prod(s.shape) for name, s in shapes(config).items() if name not in FROZEN)
+
+
+def head_parameter_share(config: DiTConfig) -> float:
+    """Trainable parameters of the intermediate heads as a fraction of those of the plain model."""
+    total = parameter_count(config)
+    heads = sum(math.prod(s.shape) for name, s in shapes(config).items() if name.startswith("inter_heads."))
+    return heads / (total - heads)
+
+
+def head_macs(config: DiTConfig) -> int:
+    """Multiply-accumulates of one output head for one image."""
+    return config.side**2 * config.width * config.patch_size**2 * config.out_channels + 2 * config.width**2
+
+
+def forward_macs(config: DiTConfig) -> int:
+    """Multiply-accumulates of all matrix products of one forward pass of one image, all heads included."""
+    c, tokens = config, config.side**2
+    products = 2 if c.mlp == "gelu" else 3
+    block = tokens * c.width * (4 * c.width + products * c.mlp_hidden)  # qkv, projection, MLP
+    block += 2 * tokens**2 * c.width  # scores and their application
+    block += (6 if c.adaln_shift else 4) * c.width**2
+    embed = tokens * c.patch_size**2 * c.channels * c.width + (FREQUENCIES + c.width) * c.width
+    return embed + c.depth * block + (1 + len(c.inter_depth)) * head_macs(c)
+
+
+def train_step_flops(config: DiTConfig, global_batch: int, *, ema_forward: bool) -> int:
+    """FLOPs of one train step: forward, twice that backward, and one EMA forward where the target needs it."""
+    return 2 * forward_macs(config) * global_batch * (4 if ema_forward else 3)

@@ -1,0 +1,240 @@
+"""One backbone for DiT, SiT and LightningDiT that returns the intermediate and the final output together.
+
+    params = init(config, key)
+    out = apply(config, params, x, t, y)        # out.final, out.intermediate[0]: [B, H, W, C] float32
+
+Parameters are a plain dict {"blocks.0.attn.qkv.kernel": float32 array, ...}: what is jitted, sharded, saved
+and averaged. The families differ only in DiTConfig. Source: arXiv 2512.24176 and METHODS named there.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ig_jax.errors import check
+from ig_jax.models import layers
+from ig_jax.parallel.sharding import constrain_batch
+
+FROZEN = ("pos_embed",)  # parameters that no optimizer touches
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Everything that defines the network. Sizes in latent pixels, tokens or channels."""
+
+    input_size: int  # latent height = width
+    channels: int
+    patch_size: int
+    depth: int  # blocks
+    width: int
+    num_heads: int
+    mlp_ratio: float
+    num_classes: int  # the null label is num_classes
+    inter_depth: tuple[int, ...]  # blocks run before each intermediate head; () for none
+    norm: str  # "layernorm" (DiT, SiT) | "rmsnorm" (LightningDiT)
+    mlp: str  # "gelu" | "swiglu"
+    rope: bool
+    qk_norm: str  # "none" | "layernorm" | "rmsnorm"
+    adaln_shift: bool  # False: blocks modulate by scale and gate alone
+    sigma_channels: str  # "none" | "unused" (original SiT drops them) | "variance" (DiT returns 2C channels)
+    clock: str  # "noise_at_1" (ours) | "noise_at_0": the weights were trained on 1 - t and minus velocity
+    inter_head_init: str  # "zero" (SiT release) | "xavier" (LightningDiT release)
+    dtype: str  # of the matrix products: "float32" | "bfloat16"
+    scan_blocks: bool  # one compiled block looped over: quicker to compile, slower to run
+    remat: str  # what the backward pass recomputes: "none" | "dots" (all but products) | "full"
+
+    def __post_init__(self):
+        object.__setattr__(self, "inter_depth", tuple(self.inter_depth))
+        for name in ("input_size", "channels", "patch_size", "depth", "width", "num_heads", "num_classes"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "greater than 0")
+        check(self.input_size % self.patch_size == 0, "input_size", self.input_size,
+              f"a multiple of patch_size={self.patch_size}")
+        check(self.width % self.num_heads == 0, "width", self.width,
+              f"a multiple of num_heads={self.num_heads}")
+        check(self.width % 4 == 0, "width", self.width, "a multiple of 4 (sine and cosine of row and column)")
+        check(not self.rope or self.width // self.num_heads % 4 == 0, "width", self.width,
+              f"a multiple of 4 x num_heads={4 * self.num_heads} for rotary embedding")
+        for depth in self.inter_depth:
+            check(1 <= depth <= self.depth, "inter_depth", depth, f"in 1..{self.depth} (the depth)",
+                  "it counts the blocks run before the intermediate head")
+        check(list(self.inter_depth) == sorted(set(self.inter_depth)), "inter_depth", self.inter_depth,
+              "in increasing order without repeats")
+        for name, choices in CHOICES.items():
+            check(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
+
+    @property
+    def side(self) -> int:
+        """Tokens along one edge."""
+        return self.input_size // self.patch_size
+
+    @property
+    def out_channels(self) -> int:
+        """Channels the heads emit, learned sigma included."""
+        return self.channels * (1 if self.sigma_channels == "none" else 2)
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden units of the MLP; SwiGLU keeps the parameters of a GELU MLP by taking two thirds."""
+        hidden = self.width * self.mlp_ratio
+        return int(hidden if self.mlp == "gelu" else 2 / 3 * hidden)
+
+
+CHOICES = {
+    "norm": ("layernorm", "rmsnorm"),
+    "mlp": ("gelu", "swiglu"),
+    "qk_norm": ("none", "layernorm", "rmsnorm"),
+    "sigma_channels": ("none", "unused", "variance"),
+    "clock": ("noise_at_1", "noise_at_0"),
+    "inter_head_init": ("zero", "xavier"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "dots", "full"),
+}
+
+
+class DiTOutput(NamedTuple):
+    """Both predictions of one forward pass, each [B, H, W, C] float32."""
+
+    final: jax.Array
+    intermediate: tuple[jax.Array, ...]  # one for each entry of inter_depth
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each modulated by adaLN and added through a gate: [B, N, D] float32 -> the same."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.dtype = jnp.dtype(c.dtype)
+        self.shifted = c.adaln_shift
+        self.norm1, self.norm2 = (_norm(c) for _ in range(2))
+        self.attn = layers.Attention(c.width, c.num_heads, qk_norm=c.qk_norm, rngs=rngs)
+        mlp = layers.GeluMlp if c.mlp == "gelu" else layers.SwiGluMlp
+        self.mlp = mlp(c.width, c.mlp_hidden, rngs=rngs)
+        self.modulation = layers.Modulation(c.width, 6 if c.adaln_shift else 4, dtype=self.dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, cond: jax.Array, rope) -> jax.Array:
+        if self.shifted:
+            shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(cond)
+        else:
+            (scale1, gate1, scale2, gate2), shift1, shift2 = self.modulation(cond), None, None
+        x = constrain_batch(x)
+        h = layers.modulate(self.norm1(x), shift1, scale1).astype(self.dtype)
+        x = x + gate1 * self.attn(h, rope)
+        h = layers.modulate(self.norm2(x), shift2, scale2).astype(self.dtype)
+        return x + gate2 * self.mlp(h)
+
+
+class Head(nnx.Module):
+    """Norm, adaLN (always with shift), linear: tokens [B, N, D] -> [B, H, W, out_channels] float32."""
+
+    def __init__(self, config: DiTConfig, *, init, rngs: nnx.Rngs):
+        c = config
+        self.patch, self.side = c.patch_size, c.side
+        self.dtype = jnp.dtype(c.dtype)
+        self.norm = _norm(c)
+        self.linear = layers.Linear(c.width, c.patch_size**2 * c.out_channels, init=init, rngs=rngs)
+        self.modulation = layers.Modulation(c.width, 2, dtype=self.dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, cond: jax.Array) -> jax.Array:
+        shift, scale = self.modulation(cond)
+        h = layers.modulate(self.norm(x), shift, scale).astype(self.dtype)
+        return layers.unpatchify(self.linear(h).astype(jnp.float32), self.patch, self.side)
+
+
+def _norm(config: DiTConfig) -> nnx.Module:
+    return layers.LayerNorm(config.width) if config.norm == "layernorm" else layers.RMSNorm(config.width)
+
+
+class DiT(nnx.Module):
+    """The network; `apply` below is its functional form."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        self.patch_embed = layers.Linear(c.patch_size**2 * c.channels, c.width, rngs=rngs)
+        self.pos_embed = nnx.Param(jnp.asarray(layers.sincos_positions(c.side, c.width)))
+        self.time_embed = layers.TimeEmbedding(c.width, rngs=rngs)
+        self.label_embed = layers.LabelEmbedding(c.num_classes, c.width, rngs=rngs)
+        self.blocks = nnx.List([Block(c, rngs=rngs) for _ in range(c.depth)])
+        self.final_head = Head(c, init=layers.zeros, rngs=rngs)
+        inter_init = layers.zeros if c.inter_head_init == "zero" else layers.xavier_uniform
+        self.inter_heads = nnx.List([Head(c, init=inter_init, rngs=rngs) for _ in c.inter_depth])
+
+    def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> DiTOutput:
+        c = self.config
+        reversed_clock = c.clock == "noise_at_0"
+        cond = self.time_embed(1 - t if reversed_clock else t) + self.label_embed(y)
+        tokens = self.patch_embed(layers.patchify(x, c.patch_size).astype(c.dtype))
+        tokens = tokens.astype(jnp.float32) + jax.lax.stop_gradient(self.pos_embed[...])
+        rope = layers.rope_table(c.side, c.width // c.num_heads) if c.rope else None
+        intermediate, done = [], 0
+        for depth, head in zip(c.inter_depth, self.inter_heads):
+            tokens = self._run(self.blocks[done:depth], tokens, cond, rope)
+            intermediate.append(self._read(head, tokens, cond))
+            done = depth
+        tokens = self._run(self.blocks[done:], tokens, cond, rope)
+        return DiTOutput(self._read(self.final_head, tokens, cond), tuple(intermediate))
+
+    def _read(self, head: Head, tokens: jax.Array, cond: jax.Array) -> jax.Array:
+        out = head(tokens, cond)
+        if self.config.sigma_channels == "unused":
+            out = out[..., : self.config.channels]
+        return -out if self.config.clock == "noise_at_0" else out
+
+    def _run(self, blocks, tokens: jax.Array, cond: jax.Array, rope) -> jax.Array:
+        """The given blocks one after the other: unrolled, or as one scan over their stacked parameters."""
+        if not blocks:
+            return tokens
+        parts = [nnx.split(block) for block in blocks]
+        graphdef = parts[0][0]
+
+        def run(tokens, state):
+            return nnx.merge(graphdef, state)(tokens, cond, rope)
+
+        run = _rematerialised(run, self.config.remat)
+        if not self.config.scan_blocks:
+            for _, state in parts:
+                tokens = run(tokens, state)
+            return tokens
+        # Stacked here, inside the program, so that parameters and checkpoints look the same either way.
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[state for _, state in parts])
+        return jax.lax.scan(lambda tokens, state: (run(tokens, state), None), tokens, stacked)[0]
+
+
+def _rematerialised(run, policy: str):
+    if policy == "none":
+        return run
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return jax.checkpoint(run, policy=saved)
+
+
+@functools.lru_cache
+def _abstract(config: DiTConfig):
+    """The module's structure without its arrays, and a name for each parameter."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
+    return graphdef, {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
+
+
+def init(config: DiTConfig, key: jax.Array) -> dict[str, jax.Array]:
+    """Fresh float32 parameters by name; jit it with out_shardings to have them born sharded."""
+    state = nnx.state(DiT(config, rngs=nnx.Rngs(params=key)))
+    return {".".join(map(str, path)): param[...] for path, param in nnx.to_flat_state(state)}
+
+
+def shapes(config: DiTConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name, shape and dtype of every parameter, nothing allocated."""
+    return jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+
+
+def apply(config: DiTConfig, params: dict[str, jax.Array], x: jax.Array, t: jax.Array, y: jax.Array) -> DiTOutput:
+    """Both outputs for latents x [B, H, W, C], times t [B] in [0, 1] and labels y [B] in 0..num_classes.
+
+    The velocity of the linear or cosine path in our clock (t = 1 is noise), or what the weights predict
+    otherwise; with sigma_channels="variance" the last C channels are the variance output of DiT.
+    """
+    graphdef, names = _abstract(config)
+    state = nnx.from_flat_state({path: nnx.Param(params[name]) for name, path in names.items()})
+    return nnx.merge(graphdef, state)(x, t, y)

@@ -1,0 +1,90 @@
+"""The two hot spots of a transformer, each with its own derivative rule, chosen by platform.
+
+On a CPU plain automatic differentiation loses a third of the step: the weight gradient is computed through
+a strided transposed copy, bfloat16 products accumulate and leave in bfloat16, and attention with the head
+axis in the middle copies both operands. The rules below say the same mathematics in an order that each
+backend runs well; tests hold them against the plain form.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ig_jax.parallel.sharding import gather_weight
+
+
+def _dot(a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
+    """A product whose result leaves in float32: on a CPU 2.8 times faster than a bfloat16 result."""
+    return lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, tensor_dimension: int | None = None) -> jax.Array:
+    """x [..., I] @ kernel [I, O] + bias [O] in the dtype of `x`, accumulated in float32.
+
+    `kernel` and `bias` are float32 masters; the kernel is cast before it is gathered, which halves the
+    bytes in bfloat16, and its gradient is formed and returned in float32.
+    """
+    return _dense_forward(x, kernel, bias, tensor_dimension)[0]
+
+
+def _dense_forward(x, kernel, bias, tensor_dimension):
+    weight = gather_weight(kernel.astype(x.dtype), tensor_dimension)
+    out = _dot(x, weight, ((x.ndim - 1,), (0,))) + bias
+    return out.astype(x.dtype), (x, kernel)
+
+
+def _dense_backward(tensor_dimension, saved, grad):
+    x, kernel = saved
+    weight = gather_weight(kernel.astype(x.dtype), tensor_dimension)
+    grad = grad.astype(x.dtype)
+    batch = tuple(range(x.ndim - 1))
+    grad_x = _dot(grad, weight, ((x.ndim - 1,), (1,))).astype(x.dtype)
+    grad_kernel = _dot(x, grad, (batch, batch))
+    grad_bias = jnp.sum(grad, axis=batch, dtype=jnp.float32)
+    return grad_x, grad_kernel, grad_bias
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Softmax attention over N tokens: q, k, v [B, N, A, K] -> [B, N, A, K]; the softmax is float32."""
+    return lax.platform_dependent(q, k, v, cpu=_attention_cpu, default=jax.nn.dot_product_attention)
+
+
+@jax.custom_vjp
+def _attention_cpu(q, k, v):
+    return _attention_cpu_forward(q, k, v)[0]
+
+
+def _heads_first(x):
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _attention_cpu_forward(q, k, v):
+    scale = q.shape[-1] ** -0.5
+    q, k, v = (_heads_first(x) for x in (q, k, v))
+    scores = jnp.einsum("banc,bamc->banm", q, k, preferred_element_type=jnp.float32) * scale
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    out = jnp.einsum("banm,bamc->banc", probabilities, v, preferred_element_type=jnp.float32)
+    return _heads_first(out.astype(q.dtype)), (q, k, v, probabilities)
+
+
+def _attention_cpu_backward(saved, grad):
+    q, k, v, probabilities = saved
+    scale = q.shape[-1] ** -0.5
+    grad = _heads_first(grad.astype(q.dtype))
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    grad_v = product("banm,banc->bamc", probabilities, grad)
+    grad_p = product("banc,bamc->banm", grad, v)
+    inner = jnp.sum(grad_p * probabilities, axis=-1, keepdims=True)
+    grad_scores = ((grad_p - inner) * probabilities * scale).astype(q.dtype)
+    grad_q = product("banm,bamc->banc", grad_scores, k)
+    grad_k = product("banm,banc->bamc", grad_scores, q)
+    return tuple(_heads_first(g.astype(q.dtype)) for g in (grad_q, grad_k, grad_v))
+
+
+_attention_cpu.defvjp(_attention_cpu_forward, _attention_cpu_backward)

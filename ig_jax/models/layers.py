@@ -1,0 +1,216 @@
+"""The layers of DiT, SiT and LightningDiT: arrays in, arrays out.
+
+Dims: B batch, N tokens, D width, A heads, K head dim, P patch, H W C latent. Parameters are float32; matrix
+products run in the dtype of their input, norms, softmax, rotary embedding and modulation in float32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from ig_jax.models.kernels import attention, dense
+from ig_jax.parallel.sharding import TENSOR_DIMENSION
+
+LAYER_NORM_EPS = 1e-6  # SiT and DiT blocks; also the RMSNorm of LightningDiT
+QK_LAYER_NORM_EPS = 1e-5  # timm's Attention builds its qk norms with torch's default
+FREQUENCIES = 256  # features of the timestep embedding
+
+
+def xavier_uniform(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)), the initialisation of every linear layer."""
+    limit = math.sqrt(6 / (shape[0] + shape[1]))
+    return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
+
+
+def normal_002(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal with standard deviation 0.02: label table and timestep MLP."""
+    return 0.02 * jax.random.normal(key, shape, jnp.float32)
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """adaLN modulations and output heads start at zero, so a block starts as the identity."""
+    del key
+    return jnp.zeros(shape, jnp.float32)
+
+
+class Linear(nnx.Module):
+    """x [..., I] -> [..., O] in the dtype of x, with bias."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, init=xavier_uniform,
+                 tensor_dimension: int | None = None):
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
+        self.tensor_dimension = tensor_dimension
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return dense(x, self.kernel[...], self.bias[...], self.tensor_dimension)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation over the last axis in float32, with scale and bias where `affine`."""
+
+    def __init__(self, width: int, *, eps: float = LAYER_NORM_EPS, affine: bool = False):
+        self.eps = eps
+        self.affine = affine
+        if affine:
+            self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+            self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
+        return x * self.scale[...] + self.bias[...] if self.affine else x
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis in float32."""
+
+    def __init__(self, width: int, *, eps: float = LAYER_NORM_EPS):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.scale[...]
+
+
+def modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array) -> jax.Array:
+    """x [B, N, D] * (1 + scale [B, 1, D]) + shift, in float32."""
+    x = x * (1 + scale)
+    return x if shift is None else x + shift
+
+
+class Modulation(nnx.Module):
+    """adaLN: conditioning [B, D] -> `chunks` arrays [B, 1, D] in float32, zero at initialisation."""
+
+    def __init__(self, width: int, chunks: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.linear = Linear(width, chunks * width, rngs=rngs, init=zeros)
+        self.chunks = chunks
+        self.dtype = dtype
+
+    def __call__(self, cond: jax.Array) -> list[jax.Array]:
+        out = self.linear(jax.nn.silu(cond).astype(self.dtype)).astype(jnp.float32)
+        return jnp.split(out[:, None, :], self.chunks, axis=-1)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention [B, N, D] -> [B, N, D], with optional per-head norms and rotary embedding."""
+
+    def __init__(self, width: int, heads: int, *, qk_norm: str, rngs: nnx.Rngs):
+        head_dim = width // heads
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["qkv"])
+        self.proj = Linear(width, width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["proj"])
+        self.q_norm, self.k_norm = (_qk_norm(qk_norm, head_dim) for _ in range(2))
+
+    def __call__(self, x: jax.Array, rope: tuple[np.ndarray, np.ndarray] | None) -> jax.Array:
+        q, k, v = rearrange(self.qkv(x), "b n (three a k) -> three b n a k", three=3, a=self.heads)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        out = attention(q.astype(x.dtype), k.astype(x.dtype), v)
+        return self.proj(rearrange(out, "b n a k -> b n (a k)"))
+
+
+def _qk_norm(kind: str, head_dim: int) -> nnx.Module | None:
+    if kind == "layernorm":
+        return LayerNorm(head_dim, eps=QK_LAYER_NORM_EPS, affine=True)
+    return RMSNorm(head_dim) if kind == "rmsnorm" else None
+
+
+def rope_table(side: int, head_dim: int, theta: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin [side*side, K] float32: the first half of K turns with the row, the second with the column.
+
+    Source: hustvl/LightningDiT models/pos_embed.py (interleaved pairs).
+    """
+    half = head_dim // 2
+    frequencies = theta ** (-np.arange(0, half, 2, dtype=np.float64) / half)
+    angles = np.repeat(np.arange(side)[:, None] * frequencies, 2, axis=-1)
+    rows, columns = np.repeat(angles, side, axis=0), np.tile(angles, (side, 1))
+    table = np.concatenate([rows, columns], axis=-1)
+    return np.cos(table).astype(np.float32), np.sin(table).astype(np.float32)
+
+
+def rotate(x: jax.Array, cos: np.ndarray, sin: np.ndarray) -> jax.Array:
+    """x [B, N, A, K] with each pair (x_2i, x_2i+1) turned by its angle, in float32."""
+    x = x.astype(jnp.float32)
+    pairs = rearrange(x, "... (k two) -> ... k two", two=2)
+    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
+    return x * cos[:, None, :] + turned * sin[:, None, :]
+
+
+class GeluMlp(nnx.Module):
+    """Linear, GELU (tanh form), linear."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(width, hidden, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc1"])
+        self.fc2 = Linear(hidden, width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc2"])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
+
+
+class SwiGluMlp(nnx.Module):
+    """silu(first half) * second half of one linear layer, then a linear layer."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(width, 2 * hidden, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc1"])
+        self.fc2 = Linear(hidden, width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc2"])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate, value = jnp.split(self.fc1(x), 2, axis=-1)
+        return self.fc2(jax.nn.silu(gate) * value)
+
+
+class TimeEmbedding(nnx.Module):
+    """t [B] float32, taken raw (no x1000) -> [B, D] float32."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(FREQUENCIES, width, rngs=rngs, init=normal_002)
+        self.fc2 = Linear(width, width, rngs=rngs, init=normal_002)
+
+    def __call__(self, t: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.silu(self.fc1(time_features(t))))
+
+
+def time_features(t: jax.Array) -> jax.Array:
+    """[cos(t f), sin(t f)] with f_i = 10000^(-i/128): t [B] -> [B, 256] float32."""
+    half = FREQUENCIES // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class LabelEmbedding(nnx.Module):
+    """y [B] int32 in 0..num_classes (the last row is the null label) -> [B, D] float32."""
+
+    def __init__(self, num_classes: int, width: int, *, rngs: nnx.Rngs):
+        self.table = nnx.Param(normal_002(rngs.params(), (num_classes + 1, width)))
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        return jnp.take(self.table[...], y, axis=0)
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] -> tokens [B, N, P*P*C], row-major, each in (p, q, c) order."""
+    return rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(tokens: jax.Array, patch: int, side: int) -> jax.Array:
+    """Tokens [B, N, P*P*C] -> [B, H, W, C] with H = W = side * patch."""
+    return rearrange(tokens, "b (h w) (p q c) -> b (h p) (w q) c", h=side, w=side, p=patch, q=patch)
+
+
+def sincos_positions(side: int, width: int) -> np.ndarray:
+    """Fixed positions [N, D] float32: half the channels for the column, half for the row, each [sin, cos]."""
+    quarter = width // 4
+    omega = 10000.0 ** (-np.arange(quarter, dtype=np.float64) / quarter)
+    rows, columns = np.divmod(np.arange(side * side), side)
+    angles = [index[:, None] * omega for index in (columns, rows)]
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)

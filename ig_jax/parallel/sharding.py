@@ -1,0 +1,77 @@
+"""Where each array lives: rules by parameter name, and the constraints the model places on itself.
+
+Weights are stored cut over 'fsdp' (and 'tensor' where a layer says so) and gathered inside the layer that
+uses them; activations stay cut over the batch. Without these explicit constraints the partitioner may
+shard activations by the weights' axis, and the bytes it moves grow with the number of devices.
+"""
+
+import math
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ig_jax.parallel.mesh import BATCH_AXES
+
+# Tensor parallelism cuts a pair of linear layers by the hidden units between them: the first by its
+# columns, the second by its rows. Key: the layer's name inside a block; value: the kernel's cut dimension.
+TENSOR_DIMENSION = {"qkv": 1, "fc1": 1, "proj": 0, "fc2": 0}
+
+# Below this many elements a gather costs more in latency than the memory it saves (64 kB of float32).
+SMALLEST_FSDP_ARRAY = 2**14
+
+
+def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The partition of one parameter, or of an optimizer or EMA array of the same name and shape."""
+    spec: list[str | None] = [None] * len(shape)
+    layer, _, kind = name.rpartition(".")
+    cut = TENSOR_DIMENSION.get(layer.rpartition(".")[2]) if kind == "kernel" else None
+    if cut is not None and mesh.shape["tensor"] > 1 and shape[cut] % mesh.shape["tensor"] == 0:
+        spec[cut] = "tensor"
+    free = [i for i, size in enumerate(shape) if spec[i] is None and size % mesh.shape["fsdp"] == 0]
+    if free and mesh.shape["fsdp"] > 1 and math.prod(shape) >= SMALLEST_FSDP_ARRAY:
+        spec[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*spec)
+
+
+def tree_shardings(tree, mesh: Mesh):
+    """A NamedSharding for each leaf of `tree`; a leaf's innermost dict key is its parameter name."""
+
+    def one(path, leaf):
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        return NamedSharding(mesh, parameter_spec(names[-1], leaf.shape, mesh) if names else PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first dimension cut over the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def on_mesh(mesh: Mesh):
+    """A context in which the constraints below hold; outside of one they do nothing."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, spec)
+
+
+def constrain_batch(array: jax.Array) -> jax.Array:
+    """Keep an activation [B, ...] cut over the batch."""
+    return _constrain(array, PartitionSpec(BATCH_AXES))
+
+
+def gather_weight(kernel: jax.Array, tensor_dimension: int | None) -> jax.Array:
+    """A kernel gathered over 'fsdp', still cut over 'tensor' where its layer is tensor parallel."""
+    spec: list[str | None] = [None] * kernel.ndim
+    if tensor_dimension is not None:
+        spec[tensor_dimension] = "tensor"
+    return _constrain(kernel, PartitionSpec(*spec))

@@ -1,0 +1,49 @@
+"""Progress with a rate and the time left: a live bar on a terminal, plain lines in a log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03, for people."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Progress:
+    """Counts done units of work; `show` adds what else is worth reading."""
+
+    def __init__(self, total: int, unit: str, *, start: int = 0, stream=sys.stderr):
+        self._total, self._unit, self._start, self._done = total, unit, start, start
+        self._stream = stream
+        self._began = time.monotonic()
+        live = stream.isatty()
+        self._bar = tqdm(total=total, initial=start, unit=f" {unit}", file=stream) if live else None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more units are done."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def rate(self) -> float:
+        """Units a second since the start, compilation included."""
+        return (self._done - self._start) / max(time.monotonic() - self._began, 1e-9)
+
+    def show(self, text: str) -> None:
+        """`text` beside the bar, or as one line with the count, the rate and the time left."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+            return
+        left = duration((self._total - self._done) / max(self.rate(), 1e-9))
+        print(f"{self._done}/{self._total} {self._unit}  {text}  left {left}", file=self._stream, flush=True)

@@ -1,0 +1,33 @@
+"""Train a diffusion transformer with internal guidance; the same command again resumes.
+
+  python -m ig_jax.train --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from ig_jax import cli
+from ig_jax.config import Experiment, bind
+
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file of the experiment, with an argument after a colon (configs/digits.py:runlocal). "
+    "Override any key: --config.run.steps=2000.", flag_values=FLAGS,
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of this run: checkpoints, metrics.jsonl, TensorBoard logs, previews.",
+    flag_values=FLAGS,
+)
+
+
+def main() -> None:
+    experiment = bind(Experiment, cli.required(CONFIG))
+    workdir = cli.required(WORKDIR)
+    cli.quiet_libraries()
+    from ig_jax.training.loop import train  # late: brings TensorFlow, and bad input should fail at once
+
+    train(experiment, workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main, FLAGS, __doc__)

@@ -1,0 +1,222 @@
+"""Checkpoints that are whole or not there: Orbax for the arrays, a digest of each for what Orbax cannot see.
+
+workdir/checkpoints/<step>/ holds the items `params`, `optimizer`, one `ema_<decay>` for each EMA and `meta`
+(JSON: step, config, data position, and shape, dtype and digest of every array). A directory is enough to
+sample from it. Orbax commits a step atomically but restores a flipped bit silently, so every restore
+compares digests, and a damaged step is passed over, by name, for the one before.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
+
+from ig_jax.errors import UserError
+from ig_jax.training.state import TrainState
+
+FORMAT = 1  # of `meta`
+_TRASH = "trash"  # Orbax deletes file by file; renaming first keeps a half-deleted step out of the list
+
+
+def leaf_names(tree) -> dict[str, object]:
+    """Leaves by a readable name: the parameter name, or the path inside the optimizer state."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@jax.jit
+def digests(tree) -> dict[str, jax.Array]:
+    """A uint32 for each leaf that any flipped bit or moved element changes, the same under every sharding."""
+    return {name: _digest(leaf) for name, leaf in leaf_names(tree).items()}
+
+
+def _digest(array: jax.Array) -> jax.Array:
+    word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+    index = jnp.arange(array.size, dtype=jnp.uint32).reshape(array.shape)
+    # The finaliser of MurmurHash3 over element and position; a sum is independent of order and device.
+    mixed = (bits ^ (index * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+
+def describe(tree) -> dict[str, list]:
+    """{leaf: [shape, dtype, digest]} as JSON."""
+    values = jax.device_get(digests(tree))
+    return {
+        name: [list(leaf.shape), str(leaf.dtype), f"{int(values[name]):08x}"]
+        for name, leaf in leaf_names(tree).items()
+    }
+
+
+def find(directory: str | os.PathLike) -> tuple[Path, int | None]:
+    """(checkpoint directory, step or None for the newest) from a workdir, its checkpoints/, or one step.
+
+    Raises: UserError when there is no such directory.
+    """
+    path = Path(directory).expanduser().absolute()
+    if not path.is_dir():
+        raise UserError(f"checkpoint={str(directory)!r} must be an existing directory; give the --workdir of a run")
+    if (path / "checkpoints").is_dir():
+        return path / "checkpoints", None
+    if path.name.isdigit() and (path / "meta").is_dir():
+        return path.parent, int(path.name)
+    return path, None
+
+
+class Damaged(UserError):
+    """A committed step whose files no longer hold what was saved."""
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager, because leaving early would lose an unfinished save."""
+
+    def __init__(self, directory: str | os.PathLike, *, keep: int | None = None, read_only: bool = False):
+        self.directory = Path(directory).absolute()
+        self._read_only = read_only
+        self._empty_trash()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            todelete_subdir=None if read_only else _TRASH,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            # A directory counts as a step only once its commit file is written, not by its name.
+            atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+        self._empty_trash()
+
+    def _empty_trash(self) -> None:
+        if not self._read_only:
+            shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Committed steps, newest first; files, links and empty directories named like one are left out."""
+        listed = (step for step in self._manager.all_steps() if (self.directory / str(step) / "meta").is_dir())
+        return sorted((s for s in listed if not (self.directory / str(s)).is_symlink()), reverse=True)
+
+    def save(self, state: TrainState, meta: dict) -> None:
+        """Start writing `state` in the background; `meta` is JSON and gains step and array descriptions.
+
+        Raises: UserError when this or the previous save could not be written.
+        """
+        step, items = int(state.step), _items(state)
+        meta = {"format": FORMAT, "step": step, **meta, "arrays": {k: describe(v) for k, v in items.items()}}
+        saves = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saves), force=True)
+        except (OSError, ValueError) as error:  # ValueError: how a full disk comes back from the background
+            raise self._unwritable(error) from error
+
+    def wait(self) -> None:
+        """Block until every started save is committed.  Raises: UserError when one could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> UserError:
+        return UserError(
+            f"checkpoint directory {str(self.directory)!r} could not be written: {_first_line(error)}; "
+            "committed steps are intact, free space or choose another --workdir"
+        )
+
+    def restore_newest(
+        self, wanted: Callable[[dict], dict[str, object]], step: int | None = None
+    ) -> tuple[dict[str, object], dict] | None:
+        """(items, meta) of `step`, or of the newest whole step; None where nothing was ever saved.
+
+        `wanted(meta)` gives the shapes, dtypes and shardings of the items to read; others are not read.
+        Raises: UserError when steps exist but all are damaged, or when shapes or dtypes differ.
+        """
+        candidates = self.steps() if step is None else [step]
+        for candidate in candidates:
+            try:
+                meta = self._meta(candidate)
+                return self._restore(candidate, wanted(meta), meta), meta
+            except Damaged as error:
+                print(f"ig_jax: warning: {error}; passing over it", file=sys.stderr, flush=True)
+        remains = [p.name for p in self.directory.glob("[0-9]*") if p.name.isdigit() and _has_files(p)]
+        if candidates or remains:
+            raise UserError(f"checkpoint directory {str(self.directory)!r} holds no whole step "
+                            f"(found {', '.join(sorted(remains)) or candidates}); restore a copy or move it away")
+        return None
+
+    def _meta(self, step: int) -> dict:
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+            if (meta["format"], meta["step"]) != (FORMAT, step):
+                raise ValueError(f"format {meta['format']} step {meta['step']}, expected {FORMAT} and {step}")
+        except Exception as error:  # Orbax raises bare Exception, KeyError or JSONDecodeError for torn files
+            raise Damaged(f"checkpoint step {step} is damaged: meta: {_first_line(error)}") from error
+        return meta
+
+    def _restore(self, step: int, layout: dict[str, object], meta: dict) -> dict[str, object]:
+        for item, want in layout.items():
+            _check_arrays(item, want, meta["arrays"])
+        try:
+            args = {item: ocp.args.StandardRestore(want) for item, want in layout.items()}
+            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
+        except Exception as error:  # as in _meta
+            raise Damaged(f"checkpoint step {step} is damaged: {_first_line(error)}") from error
+        for item, tree in restored.items():
+            stored = meta["arrays"][item]
+            for name, found in describe(tree).items():
+                if found != stored[name]:
+                    raise Damaged(f"checkpoint step {step} is damaged: {item}/{name} does not match its digest")
+        return restored
+
+
+def _items(state: TrainState) -> dict[str, object]:
+    averages = {f"ema_{name}": average for name, average in state.ema.items()}
+    return {"params": state.params, "optimizer": state.opt_state, **averages}
+
+
+def restore_state(checkpoints: Checkpoints, layout: TrainState) -> tuple[TrainState, dict] | None:
+    """The newest whole state in the given layout and its meta, or None for a fresh run."""
+    found = checkpoints.restore_newest(lambda meta: _items(layout))
+    if found is None:
+        return None
+    items, meta = found
+    step = jax.device_put(jnp.int32(meta["step"]), layout.step.sharding)
+    averages = {name: items[f"ema_{name}"] for name in layout.ema}
+    return TrainState(step, items["params"], averages, items["optimizer"]), meta
+
+
+def _check_arrays(item: str, want, stored: dict) -> None:
+    """The first difference between what is asked for and what is stored, in one line."""
+    if item not in stored:
+        raise UserError(f"checkpoint holds no {item}; it has {', '.join(stored)}")
+    wanted = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaf_names(want).items()}
+    for name in sorted(wanted.keys() | stored[item].keys()):
+        shape, dtype = wanted.get(name, (None, None))
+        stored_shape, stored_dtype = stored[item].get(name, (None, None, None))[:2]
+        if (shape, dtype) != (stored_shape, stored_dtype):
+            raise UserError(
+                f"checkpoint array {item}/{name} is {stored_dtype or 'absent'} {stored_shape or ''} but the config "
+                f"wants {dtype or 'none'} {shape or ''}; use the config it was trained with or another --workdir"
+            )
+
+
+def _has_files(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and any(path.iterdir())
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -1,0 +1,134 @@
+"""The autoencoder's shapes, precision and chunked, sharded decoding; tests/interop checks its numbers."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ig_jax.errors import UserError
+from ig_jax.models import latents
+from ig_jax.models.autoencoder import (
+    SD_VAE,
+    VA_VAE,
+    Autoencoder,
+    AutoencoderConfig,
+    decode_chunked,
+    from_params,
+)
+
+TINY = AutoencoderConfig(channels=(8, 16), layers=1, latent_channels=4, groups=4, attention_levels=(1,))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    rng = np.random.default_rng(0)
+    model = nnx.eval_shape(lambda: Autoencoder(TINY, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape, scale=0.1), jnp.float32),
+                          nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    return nnx.split(from_params(TINY, params))
+
+
+@pytest.fixture(scope="module")
+def decode(tiny):
+    graphdef, state = tiny
+    return lambda z: nnx.merge(graphdef, state).decode(z)
+
+
+@pytest.mark.parametrize("config, count, factor", [(SD_VAE, 83_653_863, 8), (VA_VAE, 69_836_067, 16)])
+def test_full_size(config, count, factor):
+    model = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert sum(leaf.size for leaf in leaves) == count
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    assert config.factor == factor
+    images = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
+    posterior = nnx.eval_shape(lambda m, x: m.encode(x), model, images)
+    wanted = (1, 256 // factor, 256 // factor, config.latent_channels)
+    assert posterior.mean.shape == posterior.std.shape == wanted
+    image = nnx.eval_shape(lambda m, z: m.decode(z), model, posterior.mean)
+    assert image.shape == (1, 256, 256, 3) and image.dtype == jnp.float32
+
+
+def test_from_params_is_the_same_model(tiny, decode):
+    z = jax.random.normal(jax.random.key(0), (1, 4, 4, 4))
+    again = from_params(TINY, nnx.to_pure_dict(nnx.state(nnx.merge(*tiny), nnx.Param)))
+    np.testing.assert_array_equal(jax.jit(again.decode)(z), jax.jit(decode)(z))
+
+
+def test_bfloat16_computes_close_with_float32_parameters(tiny):
+    params = nnx.to_pure_dict(nnx.state(nnx.merge(*tiny), nnx.Param))
+    half = from_params(TINY, params, dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-1, maxval=1)
+    for got, want in zip(jax.jit(half.encode)(x), jax.jit(nnx.merge(*tiny).encode)(x)):
+        assert got.dtype == jnp.float32
+        assert 0 < float(jnp.abs(got - want).max()) < 0.05 * float(jnp.abs(want).max())
+
+
+def test_log_variance_is_clamped(tiny):
+    model = nnx.merge(*tiny)
+    model.quant_conv.bias[...] = jnp.array([0.0] * 4 + [100.0, 100.0, -100.0, -100.0])
+    std = jax.jit(model.encode)(jnp.zeros((1, 4, 4, 3))).std
+    np.testing.assert_allclose(std[0, 0, 0], np.exp([10, 10, -15, -15]), rtol=1e-6)
+
+
+def test_sample():
+    mean, std, noise = (jax.random.normal(jax.random.key(i), (2, 4, 4, 4)) for i in range(3))
+    np.testing.assert_array_equal(Autoencoder.sample(mean, std, noise), mean + std * noise)
+    np.testing.assert_array_equal(latents.sample(mean, std, jnp.zeros_like(mean)), mean)
+
+
+@pytest.mark.parametrize("batch, chunk", [(6, 2), (7, 3), (3, 8), (5, 1)])
+def test_chunks_put_every_image_in_its_place(batch, chunk):
+    z = jax.random.normal(jax.random.key(1), (batch, 2, 2, 4))
+
+    def blow_up(z):
+        assert z.shape[0] <= chunk
+        return jnp.repeat(2 * z[..., :3], 2, axis=1)
+
+    chunked = jax.jit(lambda z: decode_chunked(blow_up, z, chunk))(z)
+    np.testing.assert_array_equal(chunked, np.repeat(2 * z[..., :3], 2, axis=1))
+
+
+def test_chunked_decoding_equals_whole(decode):
+    z = jax.random.normal(jax.random.key(1), (7, 2, 2, 4))
+    chunked = jax.jit(lambda z: decode_chunked(decode, z, 3))(z)
+    np.testing.assert_allclose(chunked, jax.jit(decode)(z), atol=1e-5)
+
+
+def test_sharded_equals_single_device_and_moves_nothing(tiny):
+    graphdef, state = tiny
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    assert mesh.size == 8, "run with XLA_FLAGS=--xla_force_host_platform_device_count=8"
+    batch = NamedSharding(mesh, PartitionSpec("data"))
+    run = jax.jit(lambda state, z: decode_chunked(nnx.merge(graphdef, state).decode, z, 8))
+    z = jax.random.normal(jax.random.key(2), (24, 2, 2, 4))
+    args = jax.device_put(state, NamedSharding(mesh, PartitionSpec())), jax.device_put(z, batch)
+    images = run(*args)
+    assert images.sharding.is_equivalent_to(batch, 4)
+    np.testing.assert_allclose(images, jax.jit(nnx.merge(graphdef, state).decode)(z), atol=1e-5)
+    text = run.lower(*args).compile().as_text()
+    assert not re.findall(r"all-gather|all-to-all|collective-permute|all-reduce", text)
+    # one image per device in flight, whatever the batch
+    assert set(re.findall(r"f32\[(\d+),\d+,\d+,\d+\]\S* convolution", text)) == {"1"}
+
+
+@pytest.mark.parametrize("make", [
+    lambda tiny: AutoencoderConfig((20,), 1, 4, groups=8),
+    lambda tiny: AutoencoderConfig((), 1, 4),
+    lambda tiny: AutoencoderConfig((32,), 0, 4),
+    lambda tiny: AutoencoderConfig((32,), 1, 0),
+    lambda tiny: AutoencoderConfig((32,), 1, 4, groups=0),
+    lambda tiny: AutoencoderConfig((32,), 1, 4, attention_levels=(1,)),
+    lambda tiny: nnx.merge(*tiny).encode(jnp.zeros((1, 7, 8, 3))),
+    lambda tiny: nnx.merge(*tiny).encode(jnp.zeros((1, 8, 8, 4))),
+    lambda tiny: nnx.merge(*tiny).decode(jnp.zeros((1, 8, 8, 3))),
+    lambda tiny: decode_chunked(nnx.merge(*tiny).decode, jnp.zeros((1, 8, 8, 4)), 0),
+])
+def test_bad_input_is_a_user_error(tiny, make):
+    with pytest.raises(UserError):
+        make(tiny)
