@@ -17,7 +17,7 @@ class Progress:
     """Counts done units of work; `show` adds what else is worth reading."""
 
     def __init__(self, total: int, unit: str, *, start: int = 0, stream=sys.stderr):
-        self._total, self._unit, self._start, self._done = total, unit, start, start
+        self._total, self._unit, self._start, self.done = total, unit, start, start
         self._stream = stream
         self._began = time.monotonic()
         live = stream.isatty()
@@ -32,18 +32,18 @@ class Progress:
 
     def advance(self, count: int = 1) -> None:
         """`count` more units are done."""
-        self._done += count
+        self.done += count
         if self._bar is not None:
             self._bar.update(count)
 
     def rate(self) -> float:
         """Units a second since the start, compilation included."""
-        return (self._done - self._start) / max(time.monotonic() - self._began, 1e-9)
+        return (self.done - self._start) / max(time.monotonic() - self._began, 1e-9)
 
     def show(self, text: str) -> None:
         """`text` beside the bar, or as one line with the count, the rate and the time left."""
         if self._bar is not None:
             self._bar.set_postfix_str(text)
             return
-        left = duration((self._total - self._done) / max(self.rate(), 1e-9))
-        print(f"{self._done}/{self._total} {self._unit}  {text}  left {left}", file=self._stream, flush=True)
+        left = duration((self._total - self.done) / max(self.rate(), 1e-9))
+        print(f"{self.done}/{self._total} {self._unit}  {text}  left {left}", file=self._stream, flush=True)

@@ -46,6 +46,8 @@ def real_floor(classifier: features.Classifier, reference: frechet.GaussianStats
 def table(rows: Sequence[dict]) -> str:
     """Lay out rows of `score`, each with a `setting`, as plain text of at most 100 columns with notes below.
 
+    Rows of more images than the smallest also need `fd_cnn_at_floor_n`, their FD-CNN at that smallest count.
+
     Raises: UserError without rows, or if rows come from different classifiers or references.
     """
     check(len(rows) > 0, "rows", rows, "at least one")
@@ -54,11 +56,13 @@ def table(rows: Sequence[dict]) -> str:
         check(len(found) == 1, key, found, "the same for all rows", "score them again with one classifier")
     settings = [textwrap.shorten(row["setting"], 60, placeholder="...") for row in rows]
     width = max(map(len, [*settings, "setting"]))
-    lines = [f"{'setting':<{width}}  {'FD-CNN':>8}  {'agreement %':>11}  {'n':>7}"]
+    few = min(row["count"] for row in rows)
+    lines = [f"{'setting':<{width}}  {'FD-CNN':>8}  {f'at n={few:,}':>10}  {'agreement %':>11}  {'n':>7}"]
     lines.append("-" * len(lines[0]))
     for setting, row in zip(settings, rows):
-        lines.append(f"{setting:<{width}}  {row['fd_cnn']:>8.2f}  {100 * row['agreement']:>11.1f}  "
-                     f"{row['count']:>7,}")
+        at_few = row["fd_cnn"] if row["count"] == few else row["fd_cnn_at_floor_n"]
+        lines.append(f"{setting:<{width}}  {row['fd_cnn']:>8.2f}  {at_few:>10.2f}  "
+                     f"{100 * row['agreement']:>11.1f}  {row['count']:>7,}")
     return "\n".join([*lines, "", *_notes(rows)])
 
 
@@ -72,7 +76,8 @@ def _notes(rows: Sequence[dict]) -> list[str]:
         f"{100 * first['classifier_accuracy']:.1f} % of real test images (sha256 {first['classifier'][:8]}).",
     ]
     if len({row["count"] for row in rows}) > 1:
-        notes.append("n differs between rows: fewer images raise FD-CNN, so compare rows of equal n.")
+        notes.append("n differs between rows and fewer images raise FD-CNN: compare with the real images in the "
+                     "column of equal n.")
     return [line for note in notes for line in textwrap.wrap(note, 100, subsequent_indent="  ")]
 
 

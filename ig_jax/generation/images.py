@@ -111,7 +111,8 @@ def comparison(panels: Mapping[str, np.ndarray], *, row_labels: Sequence[str], z
               f"that of the first panel, {arrays[0].shape}")
     check(len(row_labels) > 0 and count % len(row_labels) == 0, "row_labels", list(row_labels),
           f"so many that they divide the {count} images of a panel")
-    zoom = zoom or max(1, round(COMFORTABLE / height))
+    if zoom is None:
+        zoom = max(1, round(COMFORTABLE / height))
     # Strokes of small images reach the edge: a thin gap would let neighbours run into one another.
     gap = max(2, min(height * zoom // 8, 8))
     grids = [grid(array, columns=count // len(row_labels), zoom=zoom, gap=gap) for array in arrays]

@@ -211,6 +211,7 @@ def test_score_refuses_what_it_cannot_measure(classifier, reference, digits):
 
 def row(setting, **changes):
     return {"setting": setting, "fd_cnn": 4.321, "agreement": 0.9875, "count": 2000, "reference_count": 1437,
+            "fd_cnn_at_floor_n": 6.789,
             "classifier": "ab" * 32, "classifier_accuracy": 0.9917, **changes}
 
 
@@ -219,9 +220,9 @@ def test_table_is_narrow_and_says_how_to_read_it():
     text = scores.table(rows)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
-    assert lines[0].split() == ["setting", "FD-CNN", "agreement", "%", "n"]
-    assert lines[2].split() == ["none", "4.32", "98.8", "2,000"]
-    assert lines[4].split() == ["real", "test", "images", "4.32", "98.8", "360"]
+    assert lines[0].split() == ["setting", "FD-CNN", "at", "n=360", "agreement", "%", "n"]
+    assert lines[2].split() == ["none", "4.32", "6.79", "98.8", "2,000"]
+    assert lines[4].split() == ["real", "test", "images", "4.32", "4.32", "98.8", "360"]
     assert len({len(line) for line in lines[:5]}) == 1  # columns line up
     for words in ("1,437 real training images", "not FID", "99.2 %", "(sha256 abababab)", "n differs"):
         assert words in text

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Makes .venv with the JAX that this machine wants, once; later calls return at once.
+#   bash launch/setup.sh [extra ...]      extras of pyproject.toml besides the accelerator's, such as "test"
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+accelerator() {
+  if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then echo cuda
+  elif [ -e /dev/accel0 ] || [ -n "${TPU_NAME:-}" ] || ls /dev/vfio/[0-9]* >/dev/null 2>&1; then echo tpu
+  fi
+}
+
+python_of_this_machine() {
+  for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "ig_jax: error: Python 3.11 or newer was not found; install it, or set PYTHON=/path/to/python" >&2
+  return 2
+}
+
+extras=$(echo "$(accelerator)" "$@" | tr ' ' '\n' | sort -u | grep . | paste -sd, || true)
+wanted=$(cksum < pyproject.toml)
+stamp=.venv/ig_jax-installed-${extras:-base}
+if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
+  python=$(python_of_this_machine)
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  echo "installing ig_jax${extras:+[$extras]} into .venv (once)"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}"
+  echo "$wanted" > "$stamp"
+fi

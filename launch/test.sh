@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Sets up the environment with the test extra and runs the tests; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/setup.sh test
+exec .venv/bin/python -m pytest "$@"
