@@ -12,18 +12,18 @@ from ig_jax import errors
 HELP = ("-h", "--h", "-help", "--help")
 
 
-def run(main: Callable[[], None], values: flags.FlagValues, doc: str, argv: list[str] | None = None) -> None:
-    """Parse flags into `values`, call `main`, and leave with the exit code that tells a launcher what to do.
+def run(main: Callable[[], None], values: flags.FlagValues, doc: str) -> None:
+    """Parse sys.argv into `values`, call `main`, and leave with the exit code that tells a launcher what to do.
 
     0 finished, 2 bad input (one line on stderr), 3 diverged, 75 stopped but resumable, 1 a bug (traceback).
     """
-    argv = sys.argv if argv is None else argv
-    flags.DEFINE_bool("debug", False, "Show the traceback behind a one-line error.", flag_values=values)
-    if any(arg in HELP for arg in argv[1:]):
+    if "debug" not in values:
+        flags.DEFINE_bool("debug", False, "Show the traceback behind a one-line error.", flag_values=values)
+    if any(arg in HELP for arg in sys.argv[1:]):
         print(f"{doc.strip()}\n{values.get_help()}")
         sys.exit(errors.FINISHED)
     try:
-        parse(values, argv)
+        parse(values)
         main()
     except errors.UserError as error:
         _leave(str(error), errors.BAD_INPUT, values)
@@ -33,22 +33,33 @@ def run(main: Callable[[], None], values: flags.FlagValues, doc: str, argv: list
         _leave(str(error), errors.RESUMABLE, values)
 
 
-def parse(values: flags.FlagValues, argv: list[str]) -> None:
+def parse(values: flags.FlagValues) -> None:
     """Fill `values`; whatever goes wrong in a flag or a config file is the user's to mend."""
     flags.FLAGS.mark_as_parsed()  # grain and tfds read absl's own flags and want them parsed
     try:
-        rest = values(argv)
+        rest = values(sys.argv)
     except Exception as error:  # a config file is arbitrary Python, and overrides raise many types
-        raise errors.UserError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise errors.UserError(_said(error)) from error
     if rest[1:]:
         raise errors.UserError(f"argument {rest[1]!r} is not a flag; write --name=value (see --help)")
 
 
 def required(holder: flags.FlagHolder):
     """The value of a flag that must be given."""
-    if holder.value in (None, ""):
-        raise errors.UserError(f"--{holder.name} is missing; {holder._flagvalues[holder.name].help}")
-    return holder.value
+    try:
+        value = holder.value
+        hasattr(value, "keys")  # a config file that could not be loaded says so at its first use
+    except Exception as error:  # and in many types
+        raise errors.UserError(f"--{holder.name}: {_said(error)}") from error
+    if value in (None, ""):
+        raise errors.UserError(f"--{holder.name} is missing; see --help")
+    return value
+
+
+def _said(error: Exception) -> str:
+    """The last line of a message, where a traceback or a list of attempts ends in its cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _leave(message: str, code: int, values: flags.FlagValues) -> None:

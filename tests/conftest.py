@@ -1,6 +1,20 @@
-"""Eight host devices for every test; warnings are errors (pyproject.toml)."""
+"""Eight host devices for every test, data sets in a temporary directory; warnings are errors (pyproject.toml)."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests/toy.py
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tfds_directory(tmp_path_factory):
+    """Data sets are prepared once a session, away from the user's own directory."""
+    directory = tmp_path_factory.mktemp("tfds")
+    os.environ["TFDS_DATA_DIR"] = str(directory)
+    return directory

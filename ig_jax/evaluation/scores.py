@@ -54,7 +54,7 @@ def table(rows: Sequence[dict]) -> str:
     for key in ("classifier", "reference_count"):
         found = sorted({str(row[key]) for row in rows})
         check(len(found) == 1, key, found, "the same for all rows", "score them again with one classifier")
-    settings = [textwrap.shorten(row["setting"], 60, placeholder="...") for row in rows]
+    settings = [textwrap.shorten(row["setting"], 50, placeholder="...") for row in rows]
     width = max(map(len, [*settings, "setting"]))
     few = min(row["count"] for row in rows)
     lines = [f"{'setting':<{width}}  {'FD-CNN':>8}  {f'at n={few:,}':>10}  {'agreement %':>11}  {'n':>7}"]

@@ -39,7 +39,7 @@ def batch_shards(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
-def check_batch(global_batch: int, mesh: Mesh, *, pieces: int = 1, name: str = "data.batch_size") -> None:
+def check_batch(global_batch: int, mesh: Mesh, *, pieces: int = 1, name: str = "config.data.batch_size") -> None:
     """Raise UserError unless `pieces` micro-batches of the global batch divide over the mesh."""
     parts = batch_shards(mesh) * pieces
     check(

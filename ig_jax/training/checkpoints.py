@@ -6,10 +6,11 @@ sample from it. Orbax commits a step atomically but restores a flipped bit silen
 compares digests, and a damaged step is passed over, by name, for the one before.
 """
 
+import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -32,13 +33,9 @@ def leaf_names(tree) -> dict[str, object]:
     }
 
 
-@jax.jit
-def digests(tree) -> dict[str, jax.Array]:
-    """A uint32 for each leaf that any flipped bit or moved element changes, the same under every sharding."""
-    return {name: _digest(leaf) for name, leaf in leaf_names(tree).items()}
-
-
-def _digest(array: jax.Array) -> jax.Array:
+@jax.jit  # one small program for each shape, shared by parameters, averages and moments
+def digest(array: jax.Array) -> jax.Array:
+    """A uint32 that any flipped bit or moved element changes, the same under every sharding."""
     word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
     index = jnp.arange(array.size, dtype=jnp.uint32).reshape(array.shape)
@@ -50,11 +47,9 @@ def _digest(array: jax.Array) -> jax.Array:
 
 def describe(tree) -> dict[str, list]:
     """{leaf: [shape, dtype, digest]} as JSON."""
-    values = jax.device_get(digests(tree))
-    return {
-        name: [list(leaf.shape), str(leaf.dtype), f"{int(values[name]):08x}"]
-        for name, leaf in leaf_names(tree).items()
-    }
+    leaves = leaf_names(tree)
+    values = jax.device_get({name: digest(leaf) for name, leaf in leaves.items()})
+    return {name: [list(x.shape), str(x.dtype), f"{int(values[name]):08x}"] for name, x in leaves.items()}
 
 
 def find(directory: str | os.PathLike) -> tuple[Path, int | None]:
@@ -144,17 +139,23 @@ class Checkpoints:
         `wanted(meta)` gives the shapes, dtypes and shardings of the items to read; others are not read.
         Raises: UserError when steps exist but all are damaged, or when shapes or dtypes differ.
         """
-        candidates = self.steps() if step is None else [step]
-        for candidate in candidates:
+        damage: list[str] = []
+        for candidate in self.steps() if step is None else [step]:
             try:
-                meta = self._meta(candidate)
-                return self._restore(candidate, wanted(meta), meta), meta
+                with _abandoned_reads_unheard():
+                    meta = self._meta(candidate)
+                    items = self._restore(candidate, wanted(meta), meta)
             except Damaged as error:
-                print(f"ig_jax: warning: {error}; passing over it", file=sys.stderr, flush=True)
-        remains = [p.name for p in self.directory.glob("[0-9]*") if p.name.isdigit() and _has_files(p)]
-        if candidates or remains:
-            raise UserError(f"checkpoint directory {str(self.directory)!r} holds no whole step "
-                            f"(found {', '.join(sorted(remains)) or candidates}); restore a copy or move it away")
+                damage.append(str(error))
+                continue
+            for line in damage:
+                print(f"ig_jax: warning: {line}; taking step {candidate}", file=sys.stderr, flush=True)
+            return items, meta
+        remains = sorted(p.name for p in self.directory.glob("[0-9]*") if p.name.isdigit() and _has_files(p))
+        if damage or remains:
+            why = damage[0] if damage else f"{', '.join(remains)} never committed"
+            raise UserError(f"checkpoint directory {str(self.directory)!r} holds no whole step ({why}); "
+                            "restore a copy or move it away")
         return None
 
     def _meta(self, step: int) -> dict:
@@ -180,6 +181,21 @@ class Checkpoints:
                 if found != stored[name]:
                     raise Damaged(f"checkpoint step {step} is damaged: {item}/{name} does not match its digest")
         return restored
+
+
+@contextlib.contextmanager
+def _abandoned_reads_unheard() -> Iterator[None]:
+    """When one array cannot be read, Orbax closes its event loop under the other reads, and each of them would
+    print a traceback, up to the end of the process, beside the one line that says what is wrong."""
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = before  # left in place by an exception
 
 
 def _items(state: TrainState) -> dict[str, object]:

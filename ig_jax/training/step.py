@@ -67,7 +67,7 @@ def batch_loss(
     for name, term in zip(intermediate_names(model), terms.intermediate):
         metrics[name] = jnp.mean(term)
     if out.intermediate:
-        metrics["gap_norm"] = jnp.sqrt(jnp.mean(losses.guidance_gap(out) ** 2))
+        metrics["gap_square"] = jnp.mean(losses.guidance_gap(out) ** 2)
     return total, metrics
 
 
@@ -131,7 +131,9 @@ def train_step(
         name: jax.tree.map(lambda a, p, rate=ema.rate(name, state.step): a + rate * (p - a), average, params)
         for name, average in state.ema.items()
     }
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    if "gap_square" in metrics:  # the root is taken once the micro-batches are averaged
+        metrics["gap_norm"] = jnp.sqrt(metrics.pop("gap_square"))
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     metrics["learning_rate"] = schedule(state.step)
     return TrainState(state.step + 1, params, averages, opt_state), metrics
 

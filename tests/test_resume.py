@@ -1,0 +1,139 @@
+"""Training that is killed, asked to stop, started twice: the same command goes on, to the same bits."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+import toy
+from ig_jax import pretrained
+from ig_jax.errors import BAD_INPUT, RESUMABLE
+
+STEPS = 20
+FLAGS = toy.flags(**{"run.steps": STEPS, "run.checkpoint_every": 4})
+
+
+def command(workdir, *more):
+    return ["ig_jax.train", "--config=configs/digits.py", f"--workdir={workdir}", *FLAGS, *more]
+
+
+def launch(workdir, *more):
+    """The same command as a process in the background."""
+    return subprocess.Popen([sys.executable, "-m", *command(workdir, *more)], cwd=toy.ROOT, text=True,
+                            env=toy.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def metrics(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {line["step"]: line for line in map(json.loads, lines)}
+
+
+def wait_for_step(workdir, process, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if max(metrics(workdir), default=0) >= step:
+                return
+        except json.JSONDecodeError:  # caught in the middle of a line
+            pass
+        time.sleep(0.01)
+    pytest.fail(f"step {step} was not reached: {process.communicate()[0]}")
+
+
+def final_digest(workdir):
+    """What names every array of the last checkpoint: parameters, average and optimizer."""
+    path = workdir / "checkpoints" / str(STEPS) / "meta" / "metadata"
+    return json.loads(path.read_text())["arrays"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    done = toy.run(*command(workdir))
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def assert_equals_uninterrupted(workdir, uninterrupted):
+    assert metrics(workdir) == metrics(uninterrupted[0])  # floats are written to the bit
+    assert final_digest(workdir) == final_digest(uninterrupted[0])
+
+
+def test_a_run_says_what_it_does_and_leaves_what_it_promises(uninterrupted):
+    workdir, done = uninterrupted
+    for words in ("devices", "mesh", "parameters", "GFLOP a step", "the intermediate head adds", "epochs"):
+        assert words in done.stdout
+    assert f"{STEPS}/{STEPS} steps" in done.stderr and "steps/s" in done.stderr and "left 0:00" in done.stderr
+    assert set(metrics(workdir)) == set(range(1, STEPS + 1))
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == STEPS
+
+
+def test_a_finished_run_has_nothing_to_do(uninterrupted):
+    workdir, _ = uninterrupted
+    before = final_digest(workdir)
+    again = toy.run(*command(workdir))
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    assert final_digest(workdir) == before
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bits(uninterrupted, tmp_path):
+    chance = random.Random(int.from_bytes(os.urandom(4), "big"))
+    for low, high in ((2, 9), (9, 17)):
+        process = launch(tmp_path)
+        wait_for_step(tmp_path, process, chance.randint(low, high))
+        time.sleep(chance.random() * 0.2)
+        process.kill()
+        process.communicate()
+    done = toy.run(*command(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert_equals_uninterrupted(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_says_that_it_can_resume(uninterrupted, tmp_path, number):
+    process = launch(tmp_path)
+    wait_for_step(tmp_path, process, 6)
+    process.send_signal(number)
+    process.send_signal(number)  # an impatient launcher changes nothing
+    output = process.communicate(timeout=60)[0]
+    if process.returncode == 0:
+        pytest.skip("the run had finished before the signal came")  # 14 steps of milliseconds are a short target
+    assert process.returncode == RESUMABLE, output
+    assert f"ig_jax: stopped: {number.name} at step" in output and "Traceback" not in output
+    stopped_at = max(metrics(tmp_path))
+    assert pretrained.load(tmp_path).step == stopped_at
+    done = toy.run(*command(tmp_path))
+    assert f"steps       {stopped_at} -> {STEPS}" in done.stdout
+    assert_equals_uninterrupted(tmp_path, uninterrupted)
+
+
+def test_a_second_launch_on_a_live_workdir_is_refused(tmp_path):
+    process = launch(tmp_path, "--config.run.steps=100000", "--config.run.checkpoint_every=100000")
+    wait_for_step(tmp_path, process, 1)
+    second = toy.run(*command(tmp_path))
+    assert second.returncode == BAD_INPUT
+    assert second.stderr.startswith("ig_jax: error: workdir=") and f"pid {process.pid}" in second.stderr
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+
+
+def test_other_data_are_refused_on_resume(uninterrupted):
+    workdir, _ = uninterrupted
+    for change, word in (("data.batch_size=32", "global_batch"), ("seed=1", "seed")):
+        done = toy.run(*command(workdir, f"--config.{change}", "--config.run.steps=30"))
+        assert done.returncode == BAD_INPUT and word in done.stderr and "Traceback" not in done.stderr
+
+
+def test_restored_weights_are_the_average_of_the_run(uninterrupted):
+    model = pretrained.load(uninterrupted[0])
+    assert (model.step, model.ema, model.experiment.run.steps) == (STEPS, "0.999", STEPS)
+    assert all(array.dtype == "float32" for array in jax.tree.leaves(model.params))

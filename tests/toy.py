@@ -1,0 +1,80 @@
+"""A network and an experiment small enough to train in a test, with weights that are nowhere zero."""
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from ig_jax.config import Experiment, bind
+from ig_jax.models import dit, zoo
+
+ROOT = Path(__file__).parents[1]
+
+MODEL = dit.DiTConfig(
+    **zoo.FAMILIES["sit"], input_size=8, channels=1, patch_size=4, depth=3, width=32, num_heads=2, mlp_ratio=2.0,
+    num_classes=10, inter_depth=(1,), dtype="float32", scan_blocks=False, remat="none",
+)
+
+# Overrides that make configs/digits.py a run of seconds; as flags and as a dict.
+SMALL = {
+    "model.patch_size": 4, "model.depth": 3, "model.width": 32, "model.mlp_ratio": 2.0, "model.inter_depth": (1,),
+    "data.batch_size": 16, "run.log_every": 1, "run.preview_every": 0, "run.preview_images": 0,
+    "optimizer.warmup_steps": 2,
+}
+
+
+def params(config: dit.DiTConfig = MODEL, seed: int = 0) -> dict[str, jax.Array]:
+    """Parameters with noise on every one, so that no head, gate or bias is zero."""
+    fresh = dit.init(config, jax.random.key(seed))
+    keys = jax.random.split(jax.random.key(seed + 1), len(fresh))
+    return {name: value + 0.05 * jax.random.normal(key, value.shape) for key, (name, value) in zip(keys, fresh.items())}
+
+
+def batch(count: int = 16, config: dit.DiTConfig = MODEL, seed: int = 0) -> dict[str, jax.Array]:
+    """Normalised images [count, H, W, C] in [-1, 1] and labels [count]."""
+    a, b = jax.random.split(jax.random.key(seed))
+    shape = (count, config.input_size, config.input_size, config.channels)
+    return {"image": jnp.tanh(jax.random.normal(a, shape)), "label": jax.random.randint(b, (count,), 0, config.num_classes)}
+
+
+def load_config(name: str, arg: str = ""):
+    """The ConfigDict of configs/NAME.py."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def experiment(**changes) -> Experiment:
+    """configs/digits.py made small; `changes` as {"run.steps": 4} with dots for sections."""
+    config = load_config("digits")
+    config.update_from_flattened_dict(SMALL | changes)
+    return bind(Experiment, config)
+
+
+def flags(**changes) -> list[str]:
+    """The same experiment as command-line overrides."""
+    return [f"--config.{key}={value}" for key, value in (SMALL | changes).items()]
+
+
+def run(*command: str, devices: int = 1, **options) -> subprocess.CompletedProcess:
+    """`python -m COMMAND...` from the project root, output captured."""
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment(devices), text=True, capture_output=True,
+        timeout=300, **options,
+    )
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """This process's, with another number of host devices."""
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+
+
+def replace(config, **changes):
+    """dataclasses.replace, for short lines in tests."""
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,200 @@
+"""Checkpoints: what is saved comes back to the bit, on any mesh; damage is found, named and passed over."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import toy
+from ig_jax import pretrained
+from ig_jax.errors import UserError
+from ig_jax.parallel.mesh import make_mesh
+from ig_jax.training import checkpoints as ckpt
+from ig_jax.training.optimizer import make_optimizer
+from ig_jax.training.state import TrainState, new_state, partition, state_layout
+
+EXPERIMENT = toy.experiment()
+
+
+@functools.cache
+def make_state(step):
+    """A state on the host whose every array depends on the step."""
+    transformation = make_optimizer(EXPERIMENT.optimizer, 10)
+    params = {name: value + step for name, value in toy.params().items()}
+    ema = {name: jax.tree.map(lambda p: 0.9 * p, params) for name in EXPERIMENT.ema.names}
+    return TrainState(jnp.int32(step), params, ema, transformation.init(partition(params)[0]))
+
+
+def on(mesh, step):
+    """(state of that step, layout) on a mesh."""
+    state = make_state(step)
+    layout = state_layout(lambda: state, mesh)
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, layout)), layout
+
+
+def save(directory, steps, keep=3):
+    meta = {"config": EXPERIMENT.as_dict(), "labels": [str(i) for i in range(10)], "data": {}}
+    with ckpt.Checkpoints(directory / "checkpoints", keep=keep) as saver:
+        for step in steps:
+            saver.save(on(make_mesh(), step)[0], meta)
+
+
+def read(directory, mesh):
+    with ckpt.Checkpoints(directory / "checkpoints", read_only=True) as reader:
+        return ckpt.restore_state(reader, on(mesh, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved")
+    save(directory, [1, 2])
+    return directory
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_restored_to_the_bit_on_another_mesh(saved, axes):
+    state, _ = read(saved, make_mesh(**axes))
+    assert jax.tree.structure(state) == jax.tree.structure(make_state(2))
+    for got, want in zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(make_state(2)), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_digest_sees_one_bit_and_a_moved_row_and_no_sharding():
+    x = jax.random.normal(jax.random.key(0), (16, 8))
+    whole = ckpt.describe({"x": x})
+    cut = jax.device_put(x, jax.sharding.NamedSharding(make_mesh(), jax.sharding.PartitionSpec("data")))
+    assert ckpt.describe({"x": cut}) == whole
+    assert ckpt.describe({"x": x.at[3, 4].set(jnp.nextafter(x[3, 4], jnp.inf))}) != whole
+    assert ckpt.describe({"x": x[::-1]}) != whole
+
+
+def test_only_the_newest_steps_are_kept_and_nothing_half_deleted(tmp_path):
+    save(tmp_path, [1, 2, 3, 4], keep=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
+def damage(directory, step, item, how):
+    """All array files of one item; which of them a restore reads is Orbax's affair."""
+    for path in (directory / "checkpoints" / str(step) / item).rglob("d/*"):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes({
+            "empty": b"", "truncated": content[:middle],
+            "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:],
+        }.get(how, b""))
+        if how == "missing":
+            path.unlink()
+
+
+@pytest.mark.parametrize("item,how", [("params", "missing"), ("params", "empty"), ("params", "truncated"),
+                                      ("params", "flipped"), ("ema_0.999", "flipped"), ("optimizer", "flipped")])
+def test_a_damaged_array_file_is_passed_over_for_the_step_before(copy, item, how, capsys):
+    damage(copy, 2, item, how)
+    state, meta = read(copy, make_mesh())
+    assert meta["step"] == 1 and int(state.step) == 1
+    assert "step 2 is damaged" in capsys.readouterr().err
+
+
+def test_a_value_that_is_not_the_one_saved_is_found(copy, capsys):
+    path = copy / "checkpoints" / "2" / "meta" / "metadata"
+    stored = json.loads(path.read_text())
+    entry = stored["arrays"]["params"]["blocks.1.mlp.fc1.kernel"]
+    entry[2] = f"{int(entry[2], 16) ^ 1:08x}"
+    path.write_text(json.dumps(stored))
+    assert read(copy, make_mesh())[1]["step"] == 1
+    assert "params/blocks.1.mlp.fc1.kernel does not match its digest" in capsys.readouterr().err
+
+
+def test_damage_in_another_item_does_not_keep_the_ema_from_sampling(copy):
+    damage(copy, 2, "optimizer", "truncated")
+    assert pretrained.load(copy).step == 2
+
+
+def test_a_torn_meta_is_passed_over(copy, capsys):
+    (copy / "checkpoints" / "2" / "meta" / "metadata").write_text('{"format": 1, "st')
+    assert read(copy, make_mesh())[1]["step"] == 1
+    assert "step 2 is damaged: meta" in capsys.readouterr().err
+
+
+def test_when_every_step_is_damaged_nothing_starts_afresh(copy):
+    for step in (1, 2):
+        shutil.rmtree(copy / "checkpoints" / str(step) / "params")
+    with pytest.raises(UserError, match="holds no whole step"):
+        read(copy, make_mesh())
+
+
+def test_an_uncommitted_step_is_not_a_fresh_start(copy):
+    for step in (1, 2):
+        (copy / "checkpoints" / str(step) / "commit_success.txt").unlink()
+    with pytest.raises(UserError, match="holds no whole step"):
+        read(copy, make_mesh())
+
+
+def test_junk_that_looks_like_a_step_is_left_out(copy):
+    (copy / "checkpoints" / "9").mkdir()
+    (copy / "checkpoints" / "8").symlink_to(copy / "checkpoints" / "1")
+    (copy / "checkpoints" / "7.bak").mkdir()
+    (copy / "checkpoints" / "11").write_text("not a directory")
+    assert read(copy, make_mesh())[1]["step"] == 2
+
+
+def test_an_empty_directory_is_a_fresh_start(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert read(tmp_path, make_mesh()) is None
+
+
+@pytest.mark.parametrize("change,words", [
+    ({"width": 64}, "is float32 .* but the config wants float32"),
+    ({"depth": 4}, "blocks.3"),
+    ({"inter_depth": (1, 2)}, "inter_heads.1"),
+])
+def test_another_network_is_named_by_its_first_array(saved, change, words):
+    other = toy.replace(toy.MODEL, **change)
+    transformation = make_optimizer(EXPERIMENT.optimizer, 10)
+    layout = state_layout(lambda: new_state(other, transformation, EXPERIMENT.ema.names, 0), make_mesh())
+    with ckpt.Checkpoints(saved / "checkpoints", read_only=True) as reader:
+        with pytest.raises(UserError, match=words):
+            ckpt.restore_state(reader, layout)
+
+
+def test_another_dtype_is_refused_not_cast(saved):
+    layout = on(make_mesh(), 0)[1]
+    halved = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16, sharding=s.sharding), layout.params)
+    with ckpt.Checkpoints(saved / "checkpoints", read_only=True) as reader:
+        with pytest.raises(UserError, match="is float32 .* but the config wants bfloat16"):
+            ckpt.restore_state(reader, toy.replace(layout, params=halved))
+
+
+def test_sampling_reads_the_ema_alone(saved, monkeypatch):
+    """Whatever lies in the other items, only the EMA's files are opened."""
+    import orbax.checkpoint as ocp
+
+    asked = []
+    restore = ocp.CheckpointManager.restore
+
+    def spy(self, step, args):
+        asked.extend(args.keys())
+        return restore(self, step, args=args)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", spy)
+    model = pretrained.load(saved)
+    assert asked == ["meta", "ema_0.999"] and model.step == 2
+
+
+def test_an_ema_that_is_not_there_is_an_error(saved):
+    with pytest.raises(UserError, match="ema='0.5' must be one of 0.999"):
+        pretrained.load(saved, ema="0.5")
+
+
+def test_a_step_can_be_named(saved):
+    assert pretrained.load(saved / "checkpoints" / "1").step == 1

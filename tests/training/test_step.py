@@ -1,0 +1,180 @@
+"""The train step: what it optimises, that meshes and accumulation change nothing, that it compiles once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import toy
+from ig_jax.errors import UserError
+from ig_jax.parallel.mesh import make_mesh
+from ig_jax.parallel.sharding import batch_sharding
+from ig_jax.training import step as step_lib
+from ig_jax.training.optimizer import make_optimizer
+from ig_jax.training.state import TrainState, born_sharded, partition, state_layout
+from ig_jax.training.step import make_train_step
+
+
+def start(experiment, transformation) -> TrainState:
+    params = toy.params(experiment.model)
+    ema = {name: jax.tree.map(lambda p: 0.9 * p, params) for name in experiment.ema.names}
+    return TrainState(jnp.int32(0), params, ema, transformation.init(partition(params)[0]))
+
+
+def prepare(experiment, mesh):
+    """(jitted step, state, place a batch) for an experiment on a mesh."""
+    transformation = make_optimizer(experiment.optimizer, experiment.run.steps)
+    make = functools.partial(start, experiment, transformation)
+    layout = state_layout(make, mesh)
+    step = make_train_step(
+        layout, mesh, model=experiment.model, path=experiment.path, loss=experiment.loss,
+        optimizer=experiment.optimizer, transformation=transformation, ema=experiment.ema,
+        total_steps=experiment.run.steps, seed=experiment.seed,
+    )
+    return step, born_sharded(make, layout), lambda batch: jax.device_put(batch, batch_sharding(mesh))
+
+
+def train(experiment, mesh, steps=3):
+    step, state, place = prepare(experiment, mesh)
+    history = []
+    for i in range(steps):
+        state, metrics = step(state, place(toy.batch(seed=i)))
+        history.append({name: float(value) for name, value in metrics.items()})
+    assert step._cache_size() == 1
+    return jax.device_get(state), history
+
+
+def one_device():
+    return make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train(toy.experiment(), one_device())
+
+
+def assert_same(result, expected):
+    (state, history), (want_state, want_history) = result, expected
+    for got, want in zip(history, want_history, strict=True):
+        assert got == pytest.approx(want, rel=2e-5, abs=1e-7)
+    for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(want_state.params), strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5)  # Adam divides small gradients by themselves
+    for got, want in zip(jax.tree.leaves(state.ema), jax.tree.leaves(want_state.ema), strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 8},
+                                  {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_eight_devices_equal_one(alone, axes, monkeypatch):
+    monkeypatch.setattr("ig_jax.parallel.sharding.SMALLEST_FSDP_ARRAY", 64)  # or a toy would stay replicated
+    assert_same(train(toy.experiment(), make_mesh(**axes)), alone)
+
+
+def test_fsdp_cuts_parameters_averages_and_moments(monkeypatch):
+    monkeypatch.setattr("ig_jax.parallel.sharding.SMALLEST_FSDP_ARRAY", 64)
+    _, state, _ = prepare(toy.experiment(), make_mesh(data=1, fsdp=8))
+    name = "blocks.0.attn.qkv.kernel"
+    moments = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(s, "mu"))
+    for array in (state.params[name], state.ema["0.999"][name], moments.mu[name]):
+        assert array.addressable_shards[0].data.size * 8 == array.size
+
+
+def test_accumulation_equals_one_batch(alone):
+    assert_same(train(toy.experiment(**{"optimizer.accumulate": 4}), one_device()), alone)
+    assert_same(train(toy.experiment(**{"optimizer.accumulate": 2}), make_mesh(data=4, fsdp=2)), alone)
+
+
+def test_scan_and_remat_train_the_same(alone):
+    assert_same(train(toy.experiment(**{"model.scan_blocks": True, "model.remat": "full"}), one_device()), alone)
+
+
+def test_the_state_is_donated():
+    step, state, place = prepare(toy.experiment(), one_device())
+    before = state.params["blocks.0.attn.qkv.kernel"]
+    step(state, place(toy.batch()))
+    assert before.is_deleted()
+
+
+def test_total_is_exactly_what_is_optimised(alone):
+    weight = toy.experiment().loss.inter_weight[0]
+    for metrics in alone[1]:
+        terms = np.float32(metrics["loss/final"]) + np.float32(weight) * np.float32(metrics["loss/intermediate"])
+        assert metrics["loss/total"] == pytest.approx(terms, rel=1e-6)
+        assert metrics["gap_norm"] > 0 and metrics["gradient_norm"] > 0
+
+
+def test_ema_moves_by_its_rate_and_frozen_positions_stay():
+    experiment = toy.experiment(**{"ema.warmup": False, "ema.decays": (0.5, 0.9)})
+    step, state, place = prepare(experiment, one_device())
+    start_ema, positions = jax.device_get((state.ema, state.params["pos_embed"]))
+    state, _ = step(state, place(toy.batch()))
+    state = jax.device_get(state)
+    for name, rate in (("0.5", 0.5), ("0.9", 0.1)):
+        for key, value in state.params.items():
+            expected = start_ema[name][key] + rate * (value - start_ema[name][key])
+            np.testing.assert_allclose(state.ema[name][key], expected, atol=1e-6)
+    assert (state.params["pos_embed"] == positions).all()
+
+
+def test_label_drop_uses_the_null_label_at_its_rate():
+    x, y = jnp.zeros((4096, 1, 1, 1)), jnp.arange(4096) % 10
+    _, t, dropped = step_lib.draw(0, jnp.int32(3), x, y, 0.1, 10)
+    assert float((dropped == 10).mean()) == pytest.approx(0.1, abs=0.02)
+    assert ((dropped == y) | (dropped == 10)).all()
+    assert 0 <= float(t.min()) and float(t.max()) < 1 and float(t.mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_draws_belong_to_seed_step_and_position():
+    def draw(seed, step, count):
+        return step_lib.draw(seed, jnp.int32(step), jnp.zeros((count, 2, 2, 1)), jnp.zeros(count, jnp.int32), 0.5, 10)
+
+    for small, large in zip(draw(0, 5, 8), draw(0, 5, 32)):
+        np.testing.assert_array_equal(small, large[:8])
+    for other in (draw(1, 5, 8), draw(0, 6, 8)):
+        assert all((a != b).any() for a, b in zip(draw(0, 5, 8), other))
+
+
+@pytest.mark.parametrize("source", ["ema", "online"])
+def test_accelerated_target_moves_the_final_target_by_the_gap_of_its_source(source):
+    """The reported final loss is that of the target v + omega * sg(v_f - v_i) of the EMA or of the network."""
+    experiment = toy.experiment(**{"loss.accelerate": True, "loss.omega": 0.4, "loss.gap_source": source})
+    params = toy.params(experiment.model)
+    ema = jax.tree.map(lambda p: 0.9 * p, params)
+    x, y = toy.batch()["image"], toy.batch()["label"]
+    eps, t = jax.random.normal(jax.random.key(7), x.shape), jnp.linspace(0.05, 0.95, len(x))
+    arguments = (experiment.model, experiment.path, experiment.loss, params, ema)
+    _, metrics = step_lib.batch_loss(*arguments, jnp.int32(0), x, eps, t, y)
+
+    from ig_jax.models import dit
+    tt = t[:, None, None, None]
+    out = dit.apply(experiment.model, params, (1 - tt) * x + tt * eps, t, y)
+    weak = dit.apply(experiment.model, ema if source == "ema" else params, (1 - tt) * x + tt * eps, t, y)
+    target = eps - x + 0.4 * (weak.final - weak.intermediate[0])
+    assert float(metrics["loss/final"]) == pytest.approx(float(jnp.mean((out.final - target) ** 2)), rel=1e-5)
+    assert float(metrics["loss/intermediate"]) == pytest.approx(
+        float(jnp.mean((out.intermediate[0] - (eps - x)) ** 2)), rel=1e-5)
+
+
+def test_accelerated_target_waits_for_its_start_step():
+    common = {"loss.accelerate": True, "loss.omega": 0.4, "loss.start_step": 2}
+    _, late = train(toy.experiment(**common), one_device(), steps=3)
+    _, plain = train(toy.experiment(), one_device(), steps=3)
+    assert late[0] == pytest.approx(plain[0], rel=1e-5) and late[1] == pytest.approx(plain[1], rel=1e-5)
+    assert late[2]["loss/final"] != pytest.approx(plain[2]["loss/final"], rel=1e-3)
+
+
+def test_lambda_zero_trains_the_final_head_alone():
+    experiment = toy.experiment(**{"loss.inter_weight": (0.0,)})
+    step, state, place = prepare(experiment, one_device())
+    before = jax.device_get(state.params)
+    state, metrics = step(state, place(toy.batch()))
+    assert metrics["loss/total"] == metrics["loss/final"]
+    changed = {name for name, value in state.params.items() if (value != before[name]).any()}
+    assert changed == {name for name in before if not name.startswith("inter_heads") and name != "pos_embed"}
+
+
+def test_loss_and_model_must_agree_on_the_heads():
+    with pytest.raises(UserError, match="one weight for each"):
+        toy.experiment(**{"loss.inter_weight": (0.5, 0.5)})
