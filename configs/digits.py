@@ -26,10 +26,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         inter_depth=(2,), dtype="float32", scan_blocks=False, remat="none",
     )
     config.latents = dict(name="pixels", shift=(0.0,), scale=(1.0,), uint8_rule="half")
-    config.path = "linear"
+    config.process = dict(kind="linear", prediction="velocity", time="uniform", time_mean=0.0, time_std=1.0)
     config.loss = dict(
         inter_weight=(0.5,), label_drop=0.1,
         accelerate=False, omega=1 / 3, gap_source="ema", start_step=0,
+        direction_weight=0.0, direction_intermediate=False,
     )
     config.optimizer = dict(
         learning_rate=2e-3, schedule="constant", warmup_steps=100, b1=0.9, b2=0.999, eps=1e-8,

@@ -11,7 +11,7 @@ import math
 import typing
 
 from ig_jax.data.dataset import DataConfig, open_split
-from ig_jax.diffusion.paths import PATHS
+from ig_jax.diffusion.process import ProcessConfig
 from ig_jax.errors import UserError, check
 from ig_jax.generation.recipe import Recipe
 from ig_jax.models.dit import DiTConfig
@@ -55,7 +55,7 @@ class Experiment:
     seed: int
     model: DiTConfig
     latents: LatentScaling  # name "pixels" for a model of the images themselves
-    path: str
+    process: ProcessConfig
     loss: LossConfig
     optimizer: OptimizerConfig
     ema: EmaConfig
@@ -68,11 +68,13 @@ class Experiment:
         check(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
         check(self.latents.channels == self.model.channels, "latents.scale", self.latents.scale,
               f"one factor for each of the {self.model.channels} channels of the model")
-        check(self.path in PATHS, "path", self.path, f"one of {', '.join(PATHS)}")
+        self.process.check_model(self.model)
         check(len(self.loss.inter_weight) == len(self.model.inter_depth), "loss.inter_weight",
               self.loss.inter_weight, f"one weight for each of model.inter_depth={self.model.inter_depth}")
         check(not self.loss.accelerate or self.model.inter_depth, "loss.accelerate", self.loss.accelerate,
               "False for a model without an intermediate head")
+        check(not self.loss.direction_weight or self.model.channels > 1, "loss.direction_weight",
+              self.loss.direction_weight, "0 for a model of 1 channel", "one number has a sign, no direction")
         self.sample.check_model(self.model)
 
     def open_split(self, split: str):

@@ -47,7 +47,7 @@ class Pretrained:
         recipe.check_model(self.experiment.model)
         e = self.experiment
         return generate(
-            self.params, recipe, model=e.model, path=e.path, uint8_rule=e.latents.uint8_rule, mesh=self.mesh,
+            self.params, recipe, model=e.model, process=e.process, uint8_rule=e.latents.uint8_rule, mesh=self.mesh,
             seed=seed, labels=np.asarray(labels, np.int32), batch_size=batch_size,
         )
 

@@ -98,7 +98,7 @@ CONFIGS = [
     ("run.steps=many", "run.steps"),
     ("run.stepz=5", "stepz"),
     ("learning_rate=1", "learning_rate"),
-    ("path=quadratic", "quadratic"),
+    ("process.kind=quadratic", "quadratic"),
 ]
 
 

@@ -1,9 +1,9 @@
-"""The internal-guidance loss: L = L_final + sum over heads of lambda * L_inter.
+"""The internal-guidance loss: L = L_final + sum over heads of lambda * L_inter, as named, weighted terms.
 
-Both heads predict the same velocity. The accelerated target moves the final head's target away from the
-intermediate prediction: x0 + omega * sg(D_f - D_i), which on any fixed path is v + omega * sg(v_f - v_i),
-since the map from data to velocity at x_t is affine with one common factor.
-Source: arXiv 2512.24176 (dual loss; training acceleration).
+Every head predicts the same target. The accelerated target moves the final head's away from the intermediate
+prediction: x0 + omega * sg(D_f - D_i). Velocity, noise and data are affine in each other at a given x_t with
+one common factor, so it is target + omega * sg(gap) in whatever the network predicts.
+Source: arXiv 2512.24176 (dual loss; training acceleration); hustvl/LightningDiT transport (direction).
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ import jax.numpy as jnp
 
 from ig_jax.models.dit import DiTOutput
 
+SMALLEST_NORM = 1e-8  # below it a vector has no direction; torch's cosine_similarity
 
-class DualLoss(NamedTuple):
-    """Per-example terms, each [B] float32; `total` is exactly what is optimised."""
 
-    total: jax.Array
-    final: jax.Array
-    intermediate: tuple[jax.Array, ...]
+class Term(NamedTuple):
+    """One summand of the loss: `weight` (a number) times `value` [B] float32."""
+
+    weight: float
+    value: jax.Array
 
 
 def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -29,8 +30,22 @@ def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.mean(difference * difference, axis=tuple(range(1, difference.ndim)))
 
 
+def direction_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean over pixels of 1 - cos of the angle between the channels: [B, H, W, C] -> [B] float32."""
+    cosine = jnp.sum(_direction(prediction) * _direction(target), axis=-1)
+    return jnp.mean(1 - cosine, axis=tuple(range(1, cosine.ndim)))
+
+
+def _direction(x: jax.Array) -> jax.Array:
+    """x over its norm along the channels, or 0 with no gradient: a head that begins at zero would get 1e8."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    defined = square > SMALLEST_NORM**2
+    return jnp.where(defined, x * jax.lax.rsqrt(jnp.where(defined, square, 1.0)), 0.0)
+
+
 def accelerated_target(target: jax.Array, gap: jax.Array, omega: jax.Array | float) -> jax.Array:
-    """target + omega * sg(gap), for velocities with gap = v_f - v_i or for data with gap = D_f - D_i.
+    """target + omega * sg(gap), for target and gap = final - intermediate in the same prediction.
 
     Its fixed point has w = 1 / (1 - omega) built in; omega >= 1 diverges.
     """
@@ -38,20 +53,34 @@ def accelerated_target(target: jax.Array, gap: jax.Array, omega: jax.Array | flo
 
 
 def guidance_gap(out: DiTOutput) -> jax.Array:
-    """v_f - v_i [B, H, W, C] float32, against the first intermediate head."""
+    """final - intermediate [B, H, W, C] float32 of two predictions, against the first intermediate head."""
     return out.final.astype(jnp.float32) - out.intermediate[0].astype(jnp.float32)
 
 
-def dual_loss(
-    out: DiTOutput, v_target: jax.Array, final_target: jax.Array, inter_weight: Sequence[float]
-) -> DualLoss:
-    """The final head against `final_target` (v_target or its accelerated form), the others against v_target.
+def dual_terms(
+    out: DiTOutput, target: jax.Array, final_target: jax.Array, *, names: Sequence[str],
+    inter_weight: Sequence[float], direction_weight: float, direction_intermediate: bool,
+) -> dict[str, Term]:
+    """The final prediction against `final_target` (target, or accelerated), the others against `target`.
 
-    All arrays [B, H, W, C]; `inter_weight` holds one lambda for each intermediate head.
+    All arrays [B, H, W, C]; `names` and `inter_weight` (lambda) hold one entry for each intermediate head.
     """
-    final = squared_error(out.final, final_target)
-    intermediate = tuple(squared_error(head, v_target) for head in out.intermediate)
-    total = final
-    for weight, term in zip(inter_weight, intermediate, strict=True):
-        total = total + weight * term
-    return DualLoss(total, final, intermediate)
+    terms = _head_terms("loss/final", out.final, final_target, 1.0, direction_weight)
+    direction_weight = direction_weight if direction_intermediate else 0.0
+    for name, head, weight in zip(names, out.intermediate, inter_weight, strict=True):
+        terms |= _head_terms(name, head, target, weight, direction_weight)
+    return terms
+
+
+def _head_terms(name: str, prediction, target, weight: float, direction_weight: float) -> dict[str, Term]:
+    terms = {name: Term(weight, squared_error(prediction, target))}
+    if direction_weight:
+        terms[f"{name}_direction"] = Term(weight * direction_weight, direction_error(prediction, target))
+    return terms
+
+
+def total(terms: dict[str, Term]) -> jax.Array:
+    """What is optimised, [B] float32: the weighted sum of the terms and nothing else."""
+    # A term of weight 0 is left out, not multiplied by 0: then the compiled gradient of the others is what it
+    # is without the term, to the bit.
+    return sum(term.weight * term.value for term in terms.values() if term.weight)

@@ -1,7 +1,8 @@
-"""The straight and the cosine path between data (t = 0) and noise (t = 1), and what each prediction says.
+"""The paths between data (t = 0) and noise (t = 1), and what each prediction says about the others.
 
-x_t = alpha(t) x + sigma(t) eps and its velocity v = alpha'(t) x + sigma'(t) eps. On a fixed path velocity,
-score, noise and data are affine in each other given x_t; the conversions here are the only ones in the house.
+x_t = alpha(t) x + sigma(t) eps and its velocity v = alpha'(t) x + sigma'(t) eps. Velocity, noise, data and
+score are each a combination of x and eps, so given x_t any of them is affine in any other: `conversion` is
+the only place in the house where that is worked out.
 """
 
 from typing import NamedTuple
@@ -10,11 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PATHS = ("linear", "cosine")
+from ig_jax.errors import check
+
+PATHS = ("linear", "cosine", "vp")
+QUANTITIES = ("velocity", "noise", "data", "score")
+VP_BETA = (0.1, 20.0)  # at t = 0 and t = 1, growing linearly; SiT's and DDPM's values
 
 
 class Coefficients(NamedTuple):
-    """alpha, sigma and their derivatives at t, in the type of t (numpy float64 on the host, jax in a program)."""
+    """alpha, sigma and derivatives at t, in the type of t (numpy float64 on the host, jax in a program)."""
 
     alpha: jax.Array
     sigma: jax.Array
@@ -23,17 +28,27 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(path: str, t) -> Coefficients:
-    """The path's coefficients at sigma-times t in [0, 1].
+    """The path's coefficients at sigma-times t in [0, 1]; on "vp" sigma' is infinite at t = 0.
 
-    Source: METHOD "one clock"; linear alpha = 1 - t, cosine (GVP) alpha = cos(pi t / 2).
+    Raises: UserError for an unknown path. Source: linear alpha = 1 - t; cosine (GVP) alpha = cos(pi t / 2);
+    vp log alpha = -t^2 (b1 - b0) / 4 - t b0 / 2, willisma/SiT transport/path.py with its clock turned round.
     """
+    check(path in PATHS, "path", path, f"one of {', '.join(PATHS)}")
     xp = jnp if isinstance(t, jax.Array) else np
     if path == "linear":
         one = xp.ones_like(t)
         return Coefficients(1 - t, t, -one, one)
-    angle = t * (np.pi / 2)
-    cos, sin = xp.cos(angle), xp.sin(angle)
-    return Coefficients(cos, sin, -np.pi / 2 * sin, np.pi / 2 * cos)
+    if path == "cosine":
+        angle = t * (np.pi / 2)
+        cos, sin = xp.cos(angle), xp.sin(angle)
+        return Coefficients(cos, sin, -np.pi / 2 * sin, np.pi / 2 * cos)
+    first, last = VP_BETA
+    log_alpha = -0.25 * t * t * (last - first) - 0.5 * t * first
+    alpha = xp.exp(log_alpha)
+    sigma = xp.sqrt(-xp.expm1(2 * log_alpha))  # sqrt(1 - alpha^2) without its cancellation at small t
+    d_alpha = -0.5 * alpha * (first + t * (last - first))
+    with np.errstate(divide="ignore"):
+        return Coefficients(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
 
 
 def over_latents(t: jax.Array) -> jax.Array:
@@ -47,23 +62,40 @@ def interpolate(path: str, x: jax.Array, eps: jax.Array, t: jax.Array) -> tuple[
     return c.alpha * x + c.sigma * eps, c.d_alpha * x + c.d_sigma * eps
 
 
-def data_from_velocity(path: str, v: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """D = E[x | x_t] [B, H, W, C] from the velocity at times t [B]."""
-    c = coefficients(path, over_latents(t))
-    return (c.d_sigma * x_t - c.sigma * v) / (c.d_sigma * c.alpha - c.d_alpha * c.sigma)
+def conversion(path: str, source: str, target: str, t) -> tuple:
+    """(a, b) with target = a x_t + b source for two of QUANTITIES at sigma-times t, in the type of t.
+
+    Finite wherever the target follows from the source: noise says nothing of the data where alpha = 0 (t = 1,
+    but for "vp"), data nothing of the noise at t = 0; a score, and on "vp" a velocity, is infinite at t = 0.
+    """
+    c = coefficients(path, t)
+    scale, p, q = _combination(path, source, c)
+    target_scale, target_p, target_q = _combination(path, target, c)
+    # Solve (x_t, scale * source) = [[alpha, sigma], [p, q]] (x, eps), and put the target together from both.
+    determinant = c.alpha * q - c.sigma * p
+    a = (target_p * q - target_q * p) / (determinant * target_scale)
+    b = (c.alpha * target_q - c.sigma * target_p) * scale / (determinant * target_scale)
+    return a, b
 
 
-def velocity_from_data(path: str, data: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """The velocity [B, H, W, C] that the denoised data stand for, at times t [B] > 0."""
-    c = coefficients(path, over_latents(t))
-    return c.d_alpha * data + c.d_sigma * (x_t - c.alpha * data) / c.sigma
+def _combination(path: str, quantity: str, c: Coefficients) -> tuple:
+    """(scale, p, q) with scale * quantity = p x + q eps, all three finite on the whole of [0, 1]."""
+    if quantity == "velocity":
+        if path == "vp":  # sigma sigma' = -alpha alpha' stays finite where sigma' does not
+            return c.sigma, c.d_alpha * c.sigma, -c.alpha * c.d_alpha
+        return 1, c.d_alpha, c.d_sigma
+    if quantity == "score":
+        return c.sigma, 0, -1
+    return (1, 0, 1) if quantity == "noise" else (1, 1, 0)
+
+
+def convert(path: str, source: str, target: str, value: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    """The target [B, H, W, C] that `value`, the source at x_t and t [B], stands for; see `conversion`."""
+    a, b = conversion(path, source, target, over_latents(t))
+    return a * x_t + b * value
 
 
 def score_weights(path: str, t) -> tuple:
-    """(a, b) of score = a v + b x_t at t in (0, 1], in the type of t.
-
-    Source: score from velocity, (alpha/alpha' v - x) / (sigma^2 - alpha/alpha' sigma' sigma), multiplied out.
-    """
-    c = coefficients(path, t)
-    scale = 1 / (c.sigma * (c.d_alpha * c.sigma - c.alpha * c.d_sigma))
-    return c.alpha * scale, -c.d_alpha * scale
+    """(a, b) of score = a v + b x_t at t in (0, 1], in the type of t."""
+    b, a = conversion(path, "velocity", "score", t)
+    return a, b

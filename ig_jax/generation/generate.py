@@ -13,8 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ig_jax.diffusion import samplers
+from ig_jax.diffusion.gaussian_samplers import guided_noise
 from ig_jax.diffusion.guidance import Guidance, Scales, guided_velocity
+from ig_jax.diffusion.process import ProcessConfig
 from ig_jax.diffusion.randomness import Purpose, address
+from ig_jax.diffusion.solvers import SOLVERS
 from ig_jax.errors import UserError
 from ig_jax.generation.recipe import Recipe
 from ig_jax.models import dit, latents
@@ -30,18 +33,21 @@ def _normal(seed, purpose: Purpose, indices: jax.Array, shape: tuple[int, ...], 
 
 def sample_latents(
     params: dict[str, jax.Array], seed: jax.Array, indices: jax.Array, labels: jax.Array, scales: Scales,
-    *, model: dit.DiTConfig, path: str, solver: str, steps: int, guidance: Guidance,
+    *, model: dit.DiTConfig, process: ProcessConfig, solver: str, steps: int, guidance: Guidance,
 ) -> jax.Array:
     """Latents [B, H, W, C] float32 of the samples `indices` [B] int32 with `labels` [B] int32."""
     shape = (model.input_size, model.input_size, model.channels)
-    velocity = guided_velocity(
-        functools.partial(dit.apply, model, params), labels, model.num_classes, guidance, scales
-    )
-    method = samplers.SOLVERS[solver]
+    network = functools.partial(dit.apply, model, params)
+    if process.kind == "gaussian":
+        field = guided_noise(network, labels, model.num_classes, guidance, scales)
+    else:
+        velocities = lambda x, t, y: process.to_velocity(network(x, t, y), x, t)  # noqa: E731
+        field = guided_velocity(velocities, labels, model.num_classes, guidance, scales)
+    method = SOLVERS[solver]
     return samplers.integrate(
         method,
-        method.rows(path, steps),
-        velocity,
+        method.rows(process.kind, steps),
+        field,
         _normal(seed, Purpose.SAMPLE_NOISE, indices, shape),
         region=guidance.region,
         noise=lambda step: _normal(seed, Purpose.SAMPLE_INCREMENT, indices, shape, step),
@@ -50,7 +56,8 @@ def sample_latents(
 
 @functools.lru_cache(maxsize=32)
 def make_sampler(
-    mesh: Mesh, *, model: dit.DiTConfig, path: str, solver: str, steps: int, guidance: Guidance, uint8_rule: str
+    mesh: Mesh, *, model: dit.DiTConfig, process: ProcessConfig, solver: str, steps: int, guidance: Guidance,
+    uint8_rule: str,
 ) -> Callable[..., jax.Array]:
     """The jitted sampler (params, seed, indices, labels, scales) -> images uint8 [B, H, W, C] on `mesh`.
 
@@ -59,8 +66,8 @@ def make_sampler(
 
     def sampler(params, seed, indices, labels, scales):
         with on_mesh(mesh):
-            x = sample_latents(params, seed, indices, labels, scales, model=model, path=path, solver=solver,
-                               steps=steps, guidance=guidance)
+            x = sample_latents(params, seed, indices, labels, scales, model=model, process=process,
+                               solver=solver, steps=steps, guidance=guidance)
             return latents.to_uint8(x, uint8_rule)
 
     rows, whole = batch_sharding(mesh), replicated(mesh)
@@ -89,8 +96,8 @@ def labels_for(indices: np.ndarray, protocol: str, num_classes: int, seed: int) 
 
 
 def generate(
-    params: dict[str, jax.Array], recipe: Recipe, *, model: dit.DiTConfig, path: str, uint8_rule: str, mesh: Mesh,
-    seed: int, labels: np.ndarray, batch_size: int, first: int = 0,
+    params: dict[str, jax.Array], recipe: Recipe, *, model: dit.DiTConfig, process: ProcessConfig,
+    uint8_rule: str, mesh: Mesh, seed: int, labels: np.ndarray, batch_size: int, first: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches (indices int, images uint8 [b, H, W, C]) of the samples first .. first + len(labels) - 1.
 
@@ -98,7 +105,7 @@ def generate(
     """
     shards = batch_shards(mesh)
     batch_size = -(-batch_size // shards) * shards
-    sampler = make_sampler(mesh, model=model, path=path, solver=recipe.solver, steps=recipe.steps,
+    sampler = make_sampler(mesh, model=model, process=process, solver=recipe.solver, steps=recipe.steps,
                            guidance=recipe.guidance, uint8_rule=uint8_rule)
     scales = Scales(*(jnp.float32(s) for s in recipe.scales))
     for start in range(0, len(labels), batch_size):

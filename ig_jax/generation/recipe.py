@@ -3,8 +3,9 @@
 import dataclasses
 import math
 
+from ig_jax.diffusion.gaussian_samplers import SOLVERS as CHAIN_SOLVERS
 from ig_jax.diffusion.guidance import Guidance, Scales
-from ig_jax.diffusion.samplers import SOLVERS
+from ig_jax.diffusion.solvers import SOLVERS
 from ig_jax.errors import check
 from ig_jax.models.dit import DiTConfig
 
@@ -44,6 +45,9 @@ class Recipe:
         """Raise UserError when the model cannot be sampled this way."""
         check(self.ig_scale == 1 or model.inter_depth, "ig_scale", self.ig_scale,
               "1 for a model without an intermediate head")
+        fitting = CHAIN_SOLVERS if model.sigma_channels == "variance" else SOLVERS.keys() - CHAIN_SOLVERS.keys()
+        check(self.solver in fitting, "solver", self.solver,
+              f"one of {', '.join(sorted(fitting))} for model.sigma_channels={model.sigma_channels!r}")
 
     def evaluations_per_image(self, path: str) -> int:
         """Network evaluations of one image; inside the CFG interval an evaluation counts twice."""

@@ -57,7 +57,7 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
                 print(f"nothing to do: {directory} already holds step {int(state.step)}")
                 return state
             step = make_train_step(
-                layout, mesh, model=experiment.model, path=experiment.path, loss=experiment.loss,
+                layout, mesh, model=experiment.model, process=experiment.process, loss=experiment.loss,
                 optimizer=experiment.optimizer, transformation=transformation, ema=experiment.ema,
                 total_steps=experiment.run.steps, seed=experiment.seed,
             )
@@ -149,7 +149,7 @@ class Run:
         e = self.experiment
         labels = labels_for(np.arange(e.run.preview_images), "balanced", e.model.num_classes, e.seed)
         batches = generate(
-            state.ema[e.ema.names[0]], e.sample, model=e.model, path=e.path, uint8_rule=e.latents.uint8_rule,
+            state.ema[e.ema.names[0]], e.sample, model=e.model, process=e.process, uint8_rule=e.latents.uint8_rule,
             mesh=self.mesh, seed=e.seed, labels=labels, batch_size=e.run.preview_images,
         )
         picture = images.grid(np.concatenate([batch for _, batch in batches]), columns=e.model.num_classes)

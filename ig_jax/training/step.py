@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ig_jax.diffusion import losses, paths
+from ig_jax.diffusion import gaussian, losses
+from ig_jax.diffusion.process import ProcessConfig
 from ig_jax.diffusion.randomness import Purpose, address
 from ig_jax.errors import check
 from ig_jax.models import dit, latents
@@ -22,14 +23,16 @@ from ig_jax.training.state import Params, TrainState, partition
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The dual loss and its accelerated target."""
+    """The dual loss, its accelerated target and its direction term."""
 
     inter_weight: tuple[float, ...]  # lambda, one for each intermediate head
     label_drop: float  # probability of the null label
-    accelerate: bool  # move the final head's target by omega * sg(v_f - v_i)
+    accelerate: bool  # move the final head's target by omega * sg(final - intermediate)
     omega: float
     gap_source: str  # who computes the gap: "ema" (the first EMA, one more forward pass) | "online" (free)
     start_step: int  # first step with the accelerated target
+    direction_weight: float  # of mean(1 - cos) between prediction and target over channels; 0 for none
+    direction_intermediate: bool  # whether the intermediate heads have that term too (times their lambda)
 
     def __post_init__(self):
         for weight in self.inter_weight:
@@ -39,46 +42,75 @@ class LossConfig:
               "the fixed point has w = 1 / (1 - omega) built in, omega >= 1 diverges")
         check(self.gap_source in ("ema", "online"), "gap_source", self.gap_source, "ema or online")
         check(self.start_step >= 0, "start_step", self.start_step, "at least 0 steps")
+        check(self.direction_weight >= 0, "direction_weight", self.direction_weight, "at least 0 (0 is off)")
 
 
-def draw(seed: int, step: jax.Array, x: jax.Array, y: jax.Array, label_drop: float, null_label: int):
+def draw(
+    process: ProcessConfig, seed: int, step: jax.Array, x: jax.Array, y: jax.Array, label_drop: float,
+    null_label: int,
+):
     """(eps, t, y) of a global batch x [B, H, W, C], y [B]: each example's from (seed, step, position)."""
     eps = jax.random.normal(address(seed, Purpose.NOISE, step), x.shape, jnp.float32)
-    t = jax.random.uniform(address(seed, Purpose.TIME, step), y.shape, jnp.float32)
+    t = process.draw_times(address(seed, Purpose.TIME, step), y.shape)
     dropped = jax.random.bernoulli(address(seed, Purpose.LABEL_DROP, step), label_drop, y.shape)
     return eps, t, jnp.where(dropped, null_label, y)
 
 
 def batch_loss(
-    model: dit.DiTConfig, path: str, loss: LossConfig, params: Params, ema: Params, step: jax.Array,
-    x: jax.Array, eps: jax.Array, t: jax.Array, y: jax.Array,
+    model: dit.DiTConfig, process: ProcessConfig, loss: LossConfig, params: Params, ema: Params,
+    step: jax.Array, x: jax.Array, eps: jax.Array, t: jax.Array, y: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The scalar that is optimised and its terms by name, for latents x and noise eps [B, H, W, C], t, y [B]."""
-    x_t, v_target = paths.interpolate(path, x, eps, t)
+    """The scalar that is optimised and its terms by name, for latents x and noise eps [B, H, W, C], t, y [B].
+
+    loss/total is the sum of the other loss/ metrics, each times the weight `loss_terms` gives it.
+    """
+    x_t, target = process.noised(x, eps, t)
     out = dit.apply(model, params, x_t, t, y)
-    final_target = v_target
+    predictions, _ = process.split(out)
+    final_target = target
     if loss.accelerate:
-        gap = _gap(model, loss, out, ema, step, x_t, t, y)
+        gap = _gap(model, process, loss, predictions, ema, step, x_t, t, y)
         omega = jnp.where(step >= loss.start_step, loss.omega, 0.0)
-        final_target = losses.accelerated_target(v_target, gap, omega)
-    terms = losses.dual_loss(out, v_target, final_target, loss.inter_weight)
-    total = jnp.mean(terms.total)
-    metrics = {"loss/total": total, "loss/final": jnp.mean(terms.final)}
-    for name, term in zip(intermediate_names(model), terms.intermediate):
-        metrics[name] = jnp.mean(term)
+        final_target = losses.accelerated_target(target, gap, omega)
+    terms = loss_terms(model, process, loss, out, target, final_target, x, eps, t)
+    total = jnp.mean(losses.total(terms))
+    metrics = {"loss/total": total} | {name: jnp.mean(term.value) for name, term in terms.items()}
     if out.intermediate:
-        metrics["gap_square"] = jnp.mean(losses.guidance_gap(out) ** 2)
+        metrics["gap_square"] = jnp.mean(losses.guidance_gap(predictions) ** 2)
     return total, metrics
 
 
-def _gap(model, loss, out, ema, step, x_t, t, y):
-    """v_f - v_i [B, H, W, C] of this network or of its EMA; the EMA runs only once it is needed."""
+def loss_terms(
+    model: dit.DiTConfig, process: ProcessConfig, loss: LossConfig, out: dit.DiTOutput, target: jax.Array,
+    final_target: jax.Array, x: jax.Array, eps: jax.Array, t: jax.Array,
+) -> dict[str, losses.Term]:
+    """Every term of every head with its weight: squared error, then _direction and _vb where they are on.
+
+    x and eps make the variational bound (_vb) that teaches each head of the gaussian process its variance.
+    """
+    names = intermediate_names(model)
+    predictions, variances = process.split(out)
+    terms = losses.dual_terms(
+        predictions, target, final_target, names=names, inter_weight=loss.inter_weight,
+        direction_weight=loss.direction_weight, direction_intermediate=loss.direction_intermediate,
+    )
+    if variances is None:
+        return terms
+    heads = lambda out: (out.final, *out.intermediate)  # noqa: E731
+    for name, noise, variance in zip(["loss/final", *names], heads(predictions), heads(variances)):
+        bound = gaussian.variational_bound(noise, variance, x, eps, t)
+        terms[f"{name}_vb"] = losses.Term(terms[name].weight, bound)
+    return terms
+
+
+def _gap(model, process, loss, predictions, ema, step, x_t, t, y):
+    """final - intermediate [B, H, W, C] of this network or of its EMA, which runs only once it is needed."""
     if loss.gap_source == "online":
-        return losses.guidance_gap(out)
+        return losses.guidance_gap(predictions)
     return jax.lax.cond(
         step >= loss.start_step,
-        lambda: losses.guidance_gap(dit.apply(model, ema, x_t, t, y)),
-        lambda: jnp.zeros_like(out.final),
+        lambda: losses.guidance_gap(process.split(dit.apply(model, ema, x_t, t, y))[0]),
+        lambda: jnp.zeros_like(predictions.final),
     )
 
 
@@ -111,18 +143,19 @@ def loss_and_gradients(loss_fn, trainable: Params, batch: tuple, accumulate: int
 
 
 def train_step(
-    state: TrainState, batch: dict[str, jax.Array], *, model: dit.DiTConfig, path: str, loss: LossConfig,
-    optimizer: optax.GradientTransformation, schedule, ema: EmaConfig, accumulate: int, seed: int,
+    state: TrainState, batch: dict[str, jax.Array], *, model: dit.DiTConfig, process: ProcessConfig,
+    loss: LossConfig, optimizer: optax.GradientTransformation, schedule, ema: EmaConfig, accumulate: int,
+    seed: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from batch {"image": uint8 or normalised float32 latents [B, H, W, C], "label": int32 [B]}."""
+    """One update from batch {"image": uint8 or normalised float32 [B, H, W, C], "label": int32 [B]}."""
     x = batch["image"]
     x = latents.from_uint8(x) if x.dtype == jnp.uint8 else x
-    eps, t, y = draw(seed, state.step, x, batch["label"], loss.label_drop, model.num_classes)
+    eps, t, y = draw(process, seed, state.step, x, batch["label"], loss.label_drop, model.num_classes)
     trainable, frozen = partition(state.params)
     gap_ema = state.ema[ema.names[0]]
 
     def loss_fn(trainable, *batch):
-        return batch_loss(model, path, loss, trainable | frozen, gap_ema, state.step, *batch)
+        return batch_loss(model, process, loss, trainable | frozen, gap_ema, state.step, *batch)
 
     gradients, metrics = loss_and_gradients(loss_fn, trainable, (x, eps, t, y), accumulate)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
@@ -139,19 +172,21 @@ def train_step(
 
 
 def make_train_step(
-    layout, mesh: Mesh, *, model: dit.DiTConfig, path: str, loss: LossConfig, optimizer: OptimizerConfig,
-    transformation: optax.GradientTransformation, ema: EmaConfig, total_steps: int, seed: int,
+    layout, mesh: Mesh, *, model: dit.DiTConfig, process: ProcessConfig, loss: LossConfig,
+    optimizer: OptimizerConfig, transformation: optax.GradientTransformation, ema: EmaConfig,
+    total_steps: int, seed: int,
 ):
     """The jitted, sharded train step for states of `layout` on `mesh`; it donates the state it is given.
 
-    Raises: UserError when the loss and the model disagree about the number of intermediate heads.
+    Raises: UserError when the loss or the process does not fit the model.
     """
+    process.check_model(model)
     check(len(loss.inter_weight) == len(model.inter_depth), "loss.inter_weight", loss.inter_weight,
           f"one weight for each of model.inter_depth={model.inter_depth}")
     check(not loss.accelerate or model.inter_depth, "loss.accelerate", loss.accelerate,
           "False for a model without an intermediate head")
     step = functools.partial(
-        train_step, model=model, path=path, loss=loss, optimizer=transformation,
+        train_step, model=model, process=process, loss=loss, optimizer=transformation,
         schedule=learning_rate(optimizer, total_steps), ema=ema, accumulate=optimizer.accumulate, seed=seed,
     )
 

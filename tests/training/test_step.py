@@ -17,6 +17,9 @@ from ig_jax.training.state import TrainState, born_sharded, partition, state_lay
 from ig_jax.training.step import make_train_step
 
 
+PROCESS = toy.experiment().process
+
+
 def start(experiment, transformation) -> TrainState:
     params = toy.params(experiment.model)
     ema = {name: jax.tree.map(lambda p: 0.9 * p, params) for name in experiment.ema.names}
@@ -29,7 +32,7 @@ def prepare(experiment, mesh):
     make = functools.partial(start, experiment, transformation)
     layout = state_layout(make, mesh)
     step = make_train_step(
-        layout, mesh, model=experiment.model, path=experiment.path, loss=experiment.loss,
+        layout, mesh, model=experiment.model, process=experiment.process, loss=experiment.loss,
         optimizer=experiment.optimizer, transformation=transformation, ema=experiment.ema,
         total_steps=experiment.run.steps, seed=experiment.seed,
     )
@@ -120,7 +123,7 @@ def test_ema_moves_by_its_rate_and_frozen_positions_stay():
 
 def test_label_drop_uses_the_null_label_at_its_rate():
     x, y = jnp.zeros((4096, 1, 1, 1)), jnp.arange(4096) % 10
-    _, t, dropped = step_lib.draw(0, jnp.int32(3), x, y, 0.1, 10)
+    _, t, dropped = step_lib.draw(PROCESS, 0, jnp.int32(3), x, y, 0.1, 10)
     assert float((dropped == 10).mean()) == pytest.approx(0.1, abs=0.02)
     assert ((dropped == y) | (dropped == 10)).all()
     assert 0 <= float(t.min()) and float(t.max()) < 1 and float(t.mean()) == pytest.approx(0.5, abs=0.02)
@@ -128,7 +131,7 @@ def test_label_drop_uses_the_null_label_at_its_rate():
 
 def test_draws_belong_to_seed_step_and_position():
     def draw(seed, step, count):
-        return step_lib.draw(seed, jnp.int32(step), jnp.zeros((count, 2, 2, 1)), jnp.zeros(count, jnp.int32), 0.5, 10)
+        return step_lib.draw(PROCESS, seed, jnp.int32(step), jnp.zeros((count, 2, 2, 1)), jnp.zeros(count, jnp.int32), 0.5, 10)
 
     for small, large in zip(draw(0, 5, 8), draw(0, 5, 32)):
         np.testing.assert_array_equal(small, large[:8])
@@ -144,7 +147,7 @@ def test_accelerated_target_moves_the_final_target_by_the_gap_of_its_source(sour
     ema = jax.tree.map(lambda p: 0.9 * p, params)
     x, y = toy.batch()["image"], toy.batch()["label"]
     eps, t = jax.random.normal(jax.random.key(7), x.shape), jnp.linspace(0.05, 0.95, len(x))
-    arguments = (experiment.model, experiment.path, experiment.loss, params, ema)
+    arguments = (experiment.model, experiment.process, experiment.loss, params, ema)
     _, metrics = step_lib.batch_loss(*arguments, jnp.int32(0), x, eps, t, y)
 
     from ig_jax.models import dit

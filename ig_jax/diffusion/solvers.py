@@ -1,0 +1,5 @@
+"""Every solver by name."""
+
+from ig_jax.diffusion import gaussian_samplers, samplers
+
+SOLVERS: dict[str, samplers.Solver] = samplers.SOLVERS | gaussian_samplers.SOLVERS
