@@ -42,9 +42,12 @@ def _dense_backward(tensor_dimension, saved, grad):
     grad = grad.astype(x.dtype)
     batch = tuple(range(x.ndim - 1))
     grad_x = _dot(grad, weight, ((x.ndim - 1,), (1,))).astype(x.dtype)
-    grad_kernel = _dot(x, grad, (batch, batch))
     grad_bias = jnp.sum(grad, axis=batch, dtype=jnp.float32)
-    return grad_x, grad_kernel, grad_bias
+    if x.dtype == jnp.float32:
+        # On a CPU contracting two batch axes first copies x transposed, fused with whatever made x; one axis
+        # does not (an MLP: 120 against 178 ms). In bfloat16 it is the other way round (102 against 63 ms).
+        x, grad, batch = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]), (0,)
+    return grad_x, _dot(x, grad, (batch, batch)), grad_bias
 
 
 dense.defvjp(_dense_forward, _dense_backward)
