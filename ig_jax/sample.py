@@ -20,7 +20,7 @@ from absl import flags
 from ig_jax import cli, pretrained
 from ig_jax.errors import UserError, check
 from ig_jax.generation import images
-from ig_jax.generation.generate import labels_for
+from ig_jax.generation.labels import labels_for
 from ig_jax.generation.recipe import Recipe
 from ig_jax.progress import Progress
 
@@ -93,7 +93,7 @@ def describe(model: pretrained.Pretrained, recipe: Recipe) -> dict:
         "checkpoint": {"digest": model.digest, "step": model.step, "ema": model.ema,
                        "experiment": model.experiment.name},
         "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
-        "evaluations_per_image": recipe.evaluations_per_image(model.experiment.path),
+        "evaluations_per_image": recipe.evaluations_per_image(model.experiment.path, model.experiment.model),
         "seed": SEED.value, "num": NUM.value, "labels": LABELS.value, "compare": COMPARE.value,
         "latents": model.experiment.latents.to_json(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -174,7 +174,7 @@ def announce(model: pretrained.Pretrained, recipes: dict[str, Recipe]) -> None:
     print(f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}")
     for title, recipe in recipes.items():
         print(f"{title:<11} {recipe.solver} {recipe.steps} steps, "
-              f"{recipe.evaluations_per_image(model.experiment.path)} evaluations an image; "
+              f"{recipe.evaluations_per_image(model.experiment.path, model.experiment.model)} evaluations an image; "
               f"IG {recipe.ig_scale:g} on ({recipe.ig_interval[0]:g}, {recipe.ig_interval[1]:g}], "
               f"CFG {recipe.cfg_scale:g} on ({recipe.cfg_interval[0]:g}, {recipe.cfg_interval[1]:g}]", flush=True)
 

@@ -67,3 +67,11 @@ def score_weights(path: str, t) -> tuple:
     c = coefficients(path, t)
     scale = 1 / (c.sigma * (c.d_alpha * c.sigma - c.alpha * c.d_sigma))
     return c.alpha * scale, -c.d_alpha * scale
+
+
+def data_end(path: str) -> float:
+    """The sigma-time at which sampling ends: 0, but where the velocity is infinite there (the VP path).
+
+    Source: willisma/SiT transport (sample_eps).
+    """
+    return 1e-3 if path == "vp" else 0.0
