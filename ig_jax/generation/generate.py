@@ -163,6 +163,17 @@ def draw(
         yield before
 
 
+def read_batches(
+    read: Callable[[int], np.ndarray], indices: np.ndarray, mesh: Mesh, batch_size: int
+) -> Iterator[Batch]:
+    """As `draw`, of saved latents float32 [H, W, C] that `read` gives by index."""
+    size, rows = padded(batch_size, mesh), batch_sharding(mesh)
+    for start in range(0, len(indices), size):
+        chosen = indices[np.minimum(np.arange(start, start + size), len(indices) - 1)]
+        latents_read = np.stack([read(int(i)) for i in chosen])
+        yield Batch(indices[start : start + size], on_devices(latents_read, rows), [])
+
+
 def padded(batch_size: int, mesh: Mesh) -> int:
     """The batch size, raised to the next multiple of what the mesh cuts a batch into."""
     shards = batch_shards(mesh)
