@@ -66,6 +66,12 @@ class Pretrained:
         """Latents [B, H, W, C] float32 -> images uint8.  Raises: UserError where an autoencoder is missing."""
         return decode.make_decoder(self.mesh, self.experiment.latents, self.autoencoder)
 
+    def to_images(self, latents: np.ndarray) -> np.ndarray:
+        """Images uint8 [N, H, W, C] of latents [N, h, w, c] float32 on the host, any number of them."""
+        count = len(latents)
+        rows = np.minimum(np.arange(generate.padded(count, self.mesh)), count - 1)
+        return np.asarray(self.decode(generate.on_devices(latents[rows], batch_sharding(self.mesh))))[:count]
+
     def check(self, recipe: Recipe) -> None:
         """Raise UserError when this model cannot be sampled by the recipe."""
         recipe.check_model(self.experiment.model, self.weak_model)

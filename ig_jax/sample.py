@@ -81,7 +81,7 @@ def main() -> None:
     cli.required(OUT)
     kind = _kind()
     check(kind == "samples" or jax.process_count() == 1, f"--{kind} processes", jax.process_count(), "1")
-    folder = Folder(OUT.value, NUM.value, SAVE.value if kind == "samples" else KINDS[:1])
+    folder = Folder(OUT.value, NUM.value, SAVE.value if kind in ("samples", "decode") else KINDS[:1])
     if kind == "decode":
         return decode_latents(folder)
     cli.required(CHECKPOINT)
@@ -96,9 +96,7 @@ def main() -> None:
     if nothing_to_do(folder, record):
         return
     if kind == "samples":
-        record = write_samples(model, recipe, labels, folder, record)
-        print(f"wrote {folder.path}: {NUM.value} images, {record['finished']['images_per_second']} images/s")
-        return
+        return write_samples(model, recipe, labels, folder, record)
     caption = f"{recipe.solver}, {recipe.steps} steps, seed {SEED.value}, EMA {model.ema}, step {model.step}"
     announce(model, recipe, PRESET.value)
     {"compare": compare, "map": guidance_map, "gap": gap}[kind](model, recipe, labels, folder, caption, axes)
@@ -150,8 +148,8 @@ def _numbers(flag: flags.FlagHolder, count: int | None = None) -> tuple[float, .
     return numbers
 
 
-def write_samples(model, recipe: Recipe, labels: np.ndarray, folder: Folder, record: dict) -> dict:
-    """The folder of samples; the finished record."""
+def write_samples(model, recipe: Recipe, labels: np.ndarray, folder: Folder, record: dict) -> None:
+    """The folder of samples."""
     e, latents_only = model.experiment, folder.save == ("latents",)
     if not latents_only:
         decode.check_decodable(e.latents, model.autoencoder)
@@ -163,7 +161,7 @@ def write_samples(model, recipe: Recipe, labels: np.ndarray, folder: Folder, rec
         each = [recipe.weight((t + end) / 2, e.model, model.weak_model) for t, end in pieces]
         return sum(weight * counts for weight, counts in zip(each, evaluations))
 
-    return produce(
+    produce(
         folder, record, labels,
         draw=lambda indices: model.draw(recipe, labels[indices], seed=SEED.value, batch_size=BATCH.value,
                                         indices=indices),
@@ -189,11 +187,10 @@ def decode_latents(folder: Folder) -> None:
     record = found | {"kind": "decode", "save": list(folder.save), "finished": None}
     if nothing_to_do(folder, record):
         return
-    record = produce(
+    produce(
         folder, record, labels, finish=decoder, check=lambda x: None, weights=None,
         draw=lambda indices: generate.read_batches(source.read, indices, mesh, BATCH.value),
     )
-    print(f"wrote {folder.path}: {len(labels)} images, {record['finished']['images_per_second']} images/s")
 
 
 def compare(model, recipe, labels, folder, caption, axes) -> None:
@@ -222,7 +219,7 @@ def gap(model, recipe, labels, folder, caption, axes) -> None:
     decodable = model.autoencoder is not None or not decode.needs_autoencoder(e.latents)
     names = [model.class_names[label] for label in labels]
     images.write_png(folder.path / "gap.png",
-                     looking.gap_picture(found, model.decode if decodable else None, names, caption))
+                     looking.gap_picture(found, model.to_images if decodable else None, names, caption))
 
 
 def _drawer(model: pretrained.Pretrained, labels: np.ndarray) -> looking.Draw:

@@ -15,11 +15,15 @@ for ((i = 0; i < count; i++)); do
   IG_JAX_PROCESSES=$count IG_JAX_PROCESS=$i IG_JAX_COORDINATOR=127.0.0.1:$port "$@" &
   pids+=($!)
 done
-stop() { kill -TERM "${pids[@]}" 2>/dev/null; }
+# JAX's runtime takes SIGTERM for a notice of preemption, so whoever is still there 10 s later is ended.
+stop() {
+  kill -TERM "${pids[@]}" 2>/dev/null
+  (sleep 10; kill -KILL "${pids[@]}") >/dev/null 2>&1 &
+}
 trap stop INT TERM
 code=0
 for ((i = 0; i < count; i++)); do
-  wait -n "${pids[@]}"
+  wait -n
   ended=$?
   if [ $ended -ne 0 ] && [ $code -eq 0 ]; then
     code=$ended

@@ -25,6 +25,7 @@ class Autoencoder(NamedTuple):
 
 def load_autoencoder(directory: str | Path, scaling: latents.LatentScaling) -> Autoencoder:
     """The autoencoder in a directory.  Raises: UserError when it does not fit the denoiser's latents."""
+    check(needs_autoencoder(scaling), "autoencoder", str(directory), "left out for a model of pixels")
     from ig_jax.interop import autoencoder_checkpoint
 
     found = Autoencoder(*autoencoder_checkpoint.load(directory))

@@ -94,13 +94,13 @@ class Gap(NamedTuple):
     """What the two heads disagree about along a trajectory, S sigma-times from noise to data."""
 
     sigma: np.ndarray  # [S]
-    denoised: jax.Array  # D_f [S, N, H, W, C] float32
-    difference: jax.Array  # D_f - D_i, the same shape
+    denoised: np.ndarray  # D_f [S, N, H, W, C] float32
+    difference: np.ndarray  # D_f - D_i, the same shape
 
     @property
     def norm(self) -> np.ndarray:
         """[S, N]: root mean square of the difference."""
-        return np.sqrt(np.mean(np.square(np.asarray(self.difference)), axis=(2, 3, 4)))
+        return np.sqrt(np.mean(np.square(self.difference), axis=(2, 3, 4)))
 
 
 def gap_along(program: Program, params: dict[str, jax.Array], scales, labels: np.ndarray, seed: int) -> Gap:
@@ -117,7 +117,7 @@ def gap_along(program: Program, params: dict[str, jax.Array], scales, labels: np
     stops = np.unique(np.linspace(0, len(rows) - 1, STOPS).round().astype(int))
     denoised, difference = jax.jit(functools.partial(_gap_along, program, rows, stops.tolist()))(
         params, scales, jnp.asarray(labels), jnp.uint32(seed))
-    return Gap(np.array([rows[i].lookup[0] for i in stops]), denoised, difference)
+    return Gap(np.array([rows[i].lookup[0] for i in stops]), np.asarray(denoised), np.asarray(difference))
 
 
 def _gap_along(program: Program, rows, stops, params, scales, labels, seed):
@@ -145,15 +145,14 @@ def _denoised(program: Program, params, x, t, labels):
     return final, final - weak
 
 
-def gap_picture(gap: Gap, decode: Callable[[jax.Array], np.ndarray] | None, names: Sequence[str], caption: str,
+def gap_picture(gap: Gap, decode: Callable[[np.ndarray], np.ndarray] | None, names: Sequence[str], caption: str,
                 ) -> np.ndarray:
     """For each sample what the final head denoises to and where the heads differ, above the curve of the norm."""
-    heat = np.abs(np.asarray(gap.difference)).mean(-1)
+    heat = np.abs(gap.difference).mean(-1)
     cells, rows = [], []
     for n, name in enumerate(names):
         if decode is not None:
-            shown = np.asarray(decode(gap.denoised[:, n]))
-            cells.append([_enlarged(image) for image in shown])
+            cells.append([_enlarged(image) for image in decode(gap.denoised[:, n])])
             rows.append(name)
         cells.append([_enlarged(drawing.heat(picture, heat.max())) for picture in heat[:, n]])
         rows.append("gap" if decode is not None else name)

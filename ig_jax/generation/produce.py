@@ -17,8 +17,8 @@ def produce(
     folder: Folder, record: dict, labels: np.ndarray, *, draw: Callable[[np.ndarray], Iterator[Batch]],
     finish: Callable[[jax.Array], jax.Array], check: Callable[[np.ndarray], None],
     weights: Callable[[list[np.ndarray]], np.ndarray] | None,
-) -> dict:
-    """Draw what is missing in the folder, then put it together; the finished record.
+) -> None:
+    """Draw what is missing in the folder, then put it together.
 
     draw: sample indices -> batches of latents; finish: latents -> what is saved; check: raises for latents that
     are not finite; weights: evaluations of each piece -> forward passes of each image, for an adaptive solver.
@@ -39,7 +39,8 @@ def produce(
             if weights is not None:
                 passes.extend(weights([generate.local_rows(piece, count)[1] for piece in batch.evaluations]))
             progress.advance(count)
-            progress.show(f"{progress.rate():.1f} images/s")
+            if processes.is_first():
+                progress.show(f"{progress.rate():.1f} images/s")
     processes.wait_for_all("all samples are written")
     seconds = time.monotonic() - began
     if passes:
@@ -48,5 +49,5 @@ def produce(
                                     "images_per_second": round(len(missing) / max(seconds, 1e-9), 2)}}
     if processes.is_first():
         folder.finish(labels, record)
+        print(f"wrote {folder.path}: {len(missing)} images, {record['finished']['images_per_second']} images/s")
     processes.wait_for_all("the folder is whole")
-    return record
