@@ -106,7 +106,8 @@ class Pretrained:
         return np.concatenate([images for _, images in batches])
 
     def to_noise(self, recipe: Recipe, latents: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-        """The noise [N, H, W, C] float32 that the recipe's ODE takes to these latents, by running it in reverse.
+        """The noise [N, H, W, C] float32 that the recipe's ODE takes to these latents, by running it in
+        reverse.
 
         latents: normalised, float32; N a multiple of what the mesh cuts a batch into.
         Raises: UserError for a solver of an SDE.
@@ -131,9 +132,9 @@ def load(
 ) -> Pretrained:
     """The newest whole step under `checkpoint` (a workdir, its checkpoints, or one step), on any mesh.
 
-    Only the EMA named by its decay is read ("" for the first). `autoencoder` is the directory of the decoder of a
-    latent model, `auto_checkpoint` the weaker model of autoguidance. Raises: UserError for a missing, damaged or
-    foreign checkpoint, or an EMA it does not have.
+    Only the EMA named by its decay is read ("" for the first). `autoencoder` is the directory of the
+    decoder of a latent model, `auto_checkpoint` the weaker model of autoguidance. Raises: UserError for a
+    missing, damaged or foreign checkpoint, or an EMA it does not have.
     """
     mesh = make_mesh() if mesh is None else mesh
     model = _load(checkpoint, ema, mesh)

@@ -4,9 +4,10 @@
   python -m ig_jax.sample --checkpoint=runs/xl --out=runs/xl/50k --num=50000 --preset=sit-xl-ig-cfg --labels=random
   python -m ig_jax.sample --checkpoint=runs/digits --out=runs/digits/map --map='ig:1,1.5,2;cfg:1,1.25' --num=4
 
-Writes 000000.png ..., grid.png, samples.npz (arr_0 uint8 NHWC, arr_1 labels) and recipe.json; the same command goes
-on where a killed one was. Image i depends on (checkpoint, recipe, seed, i) alone. A scale is a number (1 is off), a
-table over sigma 0:1,0.3:2,1:1.5 or a schedule cosine:1,2; intervals are lo,hi in sigma-time (t = 0 data, t = 1 noise).
+Writes 000000.png ..., grid.png, samples.npz (arr_0 uint8 NHWC, arr_1 labels) and recipe.json; the same
+command goes on where a killed one was. Image i depends on (checkpoint, recipe, seed, i) alone. A scale is a
+number (1 is off), a table over sigma 0:1,0.3:2,1:1.5 or a schedule cosine:1,2; intervals are lo,hi in
+sigma-time (t = 0 data, t = 1 noise).
 """
 
 import dataclasses
@@ -29,47 +30,47 @@ from ig_jax.parallel import processes
 from ig_jax.parallel.mesh import make_mesh
 
 FLAGS = flags.FlagValues()
-_define = {"flag_values": FLAGS}
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a run, or one of its steps.", **_define)
-OUT = flags.DEFINE_string("out", None, "Directory to write to.", **_define)
-NUM = flags.DEFINE_integer("num", 64, "Images.", **_define)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of noise, labels and increments.", **_define)
-BATCH = flags.DEFINE_integer("batch_size", 64, "Images in one pass of the program, over all devices.", **_define)
+_at = {"flag_values": FLAGS}
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a run, or one of its steps.", **_at)
+OUT = flags.DEFINE_string("out", None, "Directory to write to.", **_at)
+NUM = flags.DEFINE_integer("num", 64, "Images.", **_at)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of noise, labels and increments.", **_at)
+BATCH = flags.DEFINE_integer("batch_size", 64, "Images in one pass of the program, over all devices.", **_at)
 LABELS = flags.DEFINE_string(
-    "labels", "balanced", "balanced (i mod classes), random, a list 3,1,4, or a .npy or text file.", **_define)
-EMA = flags.DEFINE_string("ema", "", "Which EMA, by its decay; the first where not given.", **_define)
-SAVE = flags.DEFINE_list("save", "png,npz", "png, npz, both, or latents (to decode later).", **_define)
-AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Directory of a latent model's autoencoder.", **_define)
-AUTO = flags.DEFINE_string("auto_checkpoint", None, "Weaker checkpoint, for autoguidance.", **_define)
+    "labels", "balanced", "balanced (i mod classes), random, a list 3,1,4, or a .npy or text file.", **_at)
+EMA = flags.DEFINE_string("ema", "", "Which EMA, by its decay; the first where not given.", **_at)
+SAVE = flags.DEFINE_list("save", "png,npz", "png, npz, both, or latents (to decode later).", **_at)
+AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Directory of a latent model's autoencoder.", **_at)
+AUTO = flags.DEFINE_string("auto_checkpoint", None, "Weaker checkpoint, for autoguidance.", **_at)
 # Other things than a folder of samples.
-COMPARE = flags.DEFINE_bool("compare", False, "One picture of none / CFG / IG / IG+CFG on the same noise.", **_define)
-MAP = flags.DEFINE_string("map", None, "One picture over two scales: ig:1,1.5,2;cfg:1,1.25.", **_define)
-GAP = flags.DEFINE_bool("gap", False, "One picture of |D_f - D_i| along the trajectory.", **_define)
-DECODE = flags.DEFINE_string("decode", None, "Folder of saved latents to make images of; no checkpoint.", **_define)
+COMPARE = flags.DEFINE_bool("compare", False, "One picture of none / CFG / IG / IG+CFG on the same noise.", **_at)
+MAP = flags.DEFINE_string("map", None, "One picture over two scales: ig:1,1.5,2;cfg:1,1.25.", **_at)
+GAP = flags.DEFINE_bool("gap", False, "One picture of |D_f - D_i| along the trajectory.", **_at)
+DECODE = flags.DEFINE_string("decode", None, "Folder of saved latents to make images of; no checkpoint.", **_at)
 # Left out, each of these takes the value of the preset, or in the checkpoint's config (config.sample).
-PRESET = flags.DEFINE_string("preset", None, f"A published recipe: {', '.join(PRESETS)}.", **_define)
+PRESET = flags.DEFINE_string("preset", None, f"A published recipe: {', '.join(PRESETS)}.", **_at)
 _RECIPE = {
-    "solver": flags.DEFINE_string("solver", None, "euler, heun, trapezoid, ab2, dopri5, sde, sde_heun.", **_define),
-    "steps": flags.DEFINE_integer("steps", None, "Steps of the time grid.", **_define),
-    "ig_scale": flags.DEFINE_string("ig_scale", None, "w of internal guidance.", **_define),
-    "cfg_scale": flags.DEFINE_string("cfg_scale", None, "s of classifier-free guidance.", **_define),
+    "solver": flags.DEFINE_string("solver", None, "euler, heun, trapezoid, ab2, dopri5, sde, sde_heun.", **_at),
+    "steps": flags.DEFINE_integer("steps", None, "Steps of the time grid.", **_at),
+    "ig_scale": flags.DEFINE_string("ig_scale", None, "w of internal guidance.", **_at),
+    "cfg_scale": flags.DEFINE_string("cfg_scale", None, "s of classifier-free guidance.", **_at),
     "prefix_scale": flags.DEFINE_string(
-        "prefix_scale", None, "Guidance against the null label run up to the intermediate head.", **_define),
-    "auto_scale": flags.DEFINE_string("auto_scale", None, "Guidance against --auto_checkpoint.", **_define),
-    "ig_interval": flags.DEFINE_list("ig_interval", None, "Where IG is on: lo,hi in sigma-time.", **_define),
-    "cfg_interval": flags.DEFINE_list("cfg_interval", None, "Where CFG is on.", **_define),
-    "prefix_interval": flags.DEFINE_list("prefix_interval", None, "Where prefix guidance is on.", **_define),
-    "auto_interval": flags.DEFINE_list("auto_interval", None, "Where autoguidance is on.", **_define),
-    "ig_head": flags.DEFINE_list("ig_head", None, "Index of the weak head, or weights of all.", **_define),
-    "cfg_channels": flags.DEFINE_string("cfg_channels", None, "all, or first_three (a legacy).", **_define),
-    "shift": flags.DEFINE_float("shift", None, "Time shift of an ODE grid; 1 is off.", **_define),
+        "prefix_scale", None, "Guidance against the null label run up to the intermediate head.", **_at),
+    "auto_scale": flags.DEFINE_string("auto_scale", None, "Guidance against --auto_checkpoint.", **_at),
+    "ig_interval": flags.DEFINE_list("ig_interval", None, "Where IG is on: lo,hi in sigma-time.", **_at),
+    "cfg_interval": flags.DEFINE_list("cfg_interval", None, "Where CFG is on.", **_at),
+    "prefix_interval": flags.DEFINE_list("prefix_interval", None, "Where prefix guidance is on.", **_at),
+    "auto_interval": flags.DEFINE_list("auto_interval", None, "Where autoguidance is on.", **_at),
+    "ig_head": flags.DEFINE_list("ig_head", None, "Index of the weak head, or weights of all.", **_at),
+    "cfg_channels": flags.DEFINE_string("cfg_channels", None, "all, or first_three (a legacy).", **_at),
+    "shift": flags.DEFINE_float("shift", None, "Time shift of an ODE grid; 1 is off.", **_at),
     "diffusion_form": flags.DEFINE_string(
-        "diffusion_form", None, f"SDE: {', '.join(generate.samplers.DIFFUSION_FORMS)}.", **_define),
-    "diffusion_norm": flags.DEFINE_float("diffusion_norm", None, "SDE: factor of the diffusion.", **_define),
-    "last_step": flags.DEFINE_string("last_step", None, "SDE: mean, tweedie, euler or none.", **_define),
-    "last_step_size": flags.DEFINE_float("last_step_size", None, "SDE: sigma-time of the last step.", **_define),
-    "rtol": flags.DEFINE_float("rtol", None, "dopri5: relative tolerance.", **_define),
-    "atol": flags.DEFINE_float("atol", None, "dopri5: absolute tolerance.", **_define),
+        "diffusion_form", None, f"SDE: {', '.join(generate.samplers.DIFFUSION_FORMS)}.", **_at),
+    "diffusion_norm": flags.DEFINE_float("diffusion_norm", None, "SDE: factor of the diffusion.", **_at),
+    "last_step": flags.DEFINE_string("last_step", None, "SDE: mean, tweedie, euler or none.", **_at),
+    "last_step_size": flags.DEFINE_float("last_step_size", None, "SDE: sigma-time of the last step.", **_at),
+    "rtol": flags.DEFINE_float("rtol", None, "dopri5: relative tolerance.", **_at),
+    "atol": flags.DEFINE_float("atol", None, "dopri5: absolute tolerance.", **_at),
 }
 
 
@@ -176,8 +177,8 @@ def decode_latents(folder: Folder) -> None:
     source, found = Folder(DECODE.value, 1, ("latents",)), None
     if source.path.is_dir():
         found = source.record()
-    check(found is not None and found["save"] == ["latents"] and bool(found["finished"]), "--decode", DECODE.value,
-          "a finished folder that --save=latents wrote")
+    check(found is not None and found["save"] == ["latents"] and bool(found["finished"]),
+          "--decode", DECODE.value, "a finished folder that --save=latents wrote")
     check("latents" not in folder.save, "--save", "latents", "png, npz or both to decode")
     scaling, mesh = LatentScaling.from_json(found["latents"]), make_mesh()
     autoencoder = decode.load_autoencoder(AUTOENCODER.value, scaling) if AUTOENCODER.value else None
@@ -208,7 +209,8 @@ def guidance_map(model, recipe, labels, folder, caption, axes) -> None:
     for row in looking.map_recipes(recipe, axes):
         for place in row:
             model.check(place)
-    images.write_png(folder.path / "map.png", looking.guidance_map(_drawer(model, labels), recipe, axes, caption))
+    picture = looking.guidance_map(_drawer(model, labels), recipe, axes, caption)
+    images.write_png(folder.path / "map.png", picture)
 
 
 def gap(model, recipe, labels, folder, caption, axes) -> None:

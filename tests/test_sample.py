@@ -1,5 +1,6 @@
 """The sample command: the same bytes however it is run, and one line for what cannot be done."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import tiny_checkpoint as tiny  # noqa: E402
 
-from ig_jax import cli, sample  # noqa: E402
+from ig_jax import cli, pretrained, sample  # noqa: E402
 from ig_jax.errors import UserError  # noqa: E402
 from ig_jax.generation import images  # noqa: E402
 
@@ -160,6 +161,13 @@ def test_autoguidance_reads_a_second_checkpoint(checkpoint, tmp_path):
     run(checkpoint=checkpoint, out=tmp_path / "plain", num=8)
     assert files(tmp_path / "auto")["samples.npz"] != files(tmp_path / "plain")["samples.npz"]
     assert json.loads((tmp_path / "auto" / "recipe.json").read_text())["weak"]["digest"]
+
+
+def test_the_documented_example_runs(checkpoint):
+    lines = [line[4:] for line in pretrained.__doc__.splitlines() if line.startswith("    ")]
+    names = {"pretrained": pretrained, "dataclasses": dataclasses}
+    exec("\n".join(lines).replace('"runs/digits"', repr(str(checkpoint))), names)  # noqa: S102
+    assert names["images"].shape == (4, 8, 8, 1) and names["images"].dtype == np.uint8
 
 
 @pytest.fixture

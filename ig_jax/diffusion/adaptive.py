@@ -21,7 +21,8 @@ EVALUATIONS_A_STEP = 6  # beside the first slope of a piece: the last slope of a
 
 @dataclasses.dataclass(frozen=True)
 class DormandPrince:
-    """Fifth order with a fourth-order error estimate, to rtol |x| + atol; `steps` of a recipe is the most a piece takes.
+    """Fifth order with a fourth-order error estimate, to rtol |x| + atol; `steps` of a recipe is the most a
+    piece takes.
 
     The defaults are those of the original SiT.
     """
@@ -38,7 +39,8 @@ class DormandPrince:
         try:
             import diffrax  # noqa: F401
         except ImportError as error:
-            raise UserError("solver='dopri5' must have diffrax; pip install diffrax, or use another solver") from error
+            raise UserError("solver='dopri5' must have diffrax; pip install diffrax, or use another solver"
+                            ) from error
 
     def pieces(self, path: str, edges: Sequence[float]) -> list[tuple[float, float]]:
         """(t, t_next) of the pieces between 1, the edges and 0, in the order of integration."""
@@ -48,8 +50,8 @@ class DormandPrince:
         return list(itertools.pairwise(times[::-1] if self.reverse else times))
 
     def integrate(
-        self, velocity: Callable[[jax.Array, jax.Array, Hashable], jax.Array], x: jax.Array, *, path: str, steps: int,
-        edges: Sequence[float], region: Callable[[float], Hashable],
+        self, velocity: Callable[[jax.Array, jax.Array, Hashable], jax.Array], x: jax.Array, *, path: str,
+        steps: int, edges: Sequence[float], region: Callable[[float], Hashable],
     ) -> tuple[jax.Array, list[jax.Array]]:
         """(latents at the end, evaluations of each piece) of one image x [1, H, W, C] float32.
 

@@ -5,9 +5,9 @@ CFG     u + s (c - u)               u: the null label; doubles the batch where i
 prefix  u_i + p (c - u_i)           u_i: the null label run only up to the intermediate head
 auto    g + a (c - g)               g: a second, weaker checkpoint on the same label
 
-Each adds (scale - 1) (strong - weak) to the conditional velocity: all are linear, so their order does not matter,
-and a scale of 1 gives the plain model to the bit.
-Source: arXiv 2512.24176; CVL-UESTC/Internal-Guidance SiT/samplers.py; autoguidance arXiv 2406.02507.
+Each adds (scale - 1) (strong - weak) to the conditional velocity: all are linear, so their order does not
+matter, and a scale of 1 gives the plain model to the bit. Source: arXiv 2512.24176;
+CVL-UESTC/Internal-Guidance SiT/samplers.py; autoguidance arXiv 2406.02507.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ from ig_jax.models.dit import DiTOutput
 # Grid points are compared with interval ends as the decimal numbers people write, not as their roundings.
 TIME_TOLERANCE = 1e-9
 
-CFG_CHANNELS = ("all", "first_three")  # the second is the habit of the original DiT and SiT on 4-channel latents
+# "first_three" is the habit of the original DiT and SiT on their 4-channel latents.
+CFG_CHANNELS = ("all", "first_three")
 SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "linear": lambda t: t,
     "cosine": lambda t: (1 - np.cos(np.pi * t)) / 2,
@@ -52,10 +53,11 @@ def scale_array(scale: float | str, name: str = "scale") -> np.ndarray:
     try:
         array = _parse_scale(scale)
     except ValueError:
-        raise UserError(f"{name}={scale!r} must be a number, a table such as 0:1,0.3:2,1:1.5 or a schedule such as "
-                        f"cosine:1,2 (known: {', '.join(SCHEDULES)})") from None
+        raise UserError(f"{name}={scale!r} must be a number, a table such as 0:1,0.3:2,1:1.5 or a schedule "
+                        f"such as cosine:1,2 (known: {', '.join(SCHEDULES)})") from None
     values = array if array.ndim == 0 else array[1]
-    check(bool(np.isfinite(array).all() and (values >= 0).all()), name, scale, "finite and at least 0 (1 is off)")
+    check(bool(np.isfinite(array).all() and (values >= 0).all()), name, scale,
+          "finite and at least 0 (1 is off)")
     if array.ndim == 2:
         knots = array[0]
         check(bool((np.diff(knots) > 0).all() and knots[0] >= 0 and knots[-1] <= 1), name, scale,
@@ -110,7 +112,9 @@ class Scales(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """The static part: where in sigma-time each guidance acts, and which of those that cost something is used."""
+    """The static part: where in sigma-time each guidance acts, and which of those that cost something is
+    used.
+    """
 
     ig_interval: Interval = WHOLE
     cfg_interval: Interval = WHOLE
@@ -119,7 +123,7 @@ class Guidance:
     use_cfg: bool = False
     use_prefix: bool = False
     use_auto: bool = False
-    head: int | tuple[float, ...] = 0  # the weak output: an intermediate head by its index, or weights that blend them
+    head: int | tuple[float, ...] = 0  # the weak output: index of a head, or weights that blend them
     cfg_channels: str = "all"
 
     def __post_init__(self):
@@ -130,19 +134,23 @@ class Guidance:
         check(self.cfg_channels in CFG_CHANNELS, "cfg_channels", self.cfg_channels,
               f"one of {', '.join(CFG_CHANNELS)}")
         if not isinstance(self.head, int):
-            check(math.isclose(sum(self.head), 1, rel_tol=1e-6), "ig_head", self.head, "weights that sum to 1")
+            check(math.isclose(sum(self.head), 1, rel_tol=1e-6), "ig_head", self.head,
+                  "weights that sum to 1")
 
     def region(self, t: float) -> Region:
         """What is on at sigma-time t."""
         return Region(
-            inside(t, self.ig_interval), self.use_cfg and inside(t, self.cfg_interval),
-            self.use_prefix and inside(t, self.prefix_interval), self.use_auto and inside(t, self.auto_interval),
+            ig=inside(t, self.ig_interval),
+            cfg=self.use_cfg and inside(t, self.cfg_interval),
+            prefix=self.use_prefix and inside(t, self.prefix_interval),
+            auto=self.use_auto and inside(t, self.auto_interval),
         )
 
     def edges(self) -> tuple[float, ...]:
         """Sigma-times at which something goes on or off."""
         used = {"ig": True, "cfg": self.use_cfg, "prefix": self.use_prefix, "auto": self.use_auto}
-        return tuple(sorted({end for name, on in used.items() if on for end in getattr(self, f"{name}_interval")}))
+        ends = [getattr(self, f"{name}_interval") for name, on in used.items() if on]
+        return tuple(sorted({end for interval in ends for end in interval}))
 
     @property
     def deepest_head(self) -> int:
@@ -182,9 +190,9 @@ def guided_velocity(
 ) -> Callable[[jax.Array, jax.Array, Region], jax.Array]:
     """velocity(x [B, H, W, C], t scalar, region) -> [B, H, W, C'] float32 of the guided model.
 
-    `labels` [B] int32 condition the sample; `prefix` is the network up to guidance.deepest_head and `weak` the second
-    network, needed where prefix guidance and autoguidance are used. C' > C for a model that also says its variance,
-    which is not guided.
+    `labels` [B] int32 condition the sample; `prefix` is the network up to guidance.deepest_head and `weak`
+    the second network, needed where prefix guidance and autoguidance are used. C' > C for a model that also
+    says its variance, which is not guided.
     """
 
     def velocity(x: jax.Array, t: jax.Array, region: Region) -> jax.Array:

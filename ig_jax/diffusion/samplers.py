@@ -21,7 +21,8 @@ from ig_jax.diffusion import paths
 from ig_jax.diffusion.adaptive import DormandPrince
 from ig_jax.errors import check
 
-SBDM_START = 1 - 1e-3  # its diffusion is infinite at t = 1 but on the VP path. Source: willisma/SiT (sample_eps)
+# The SBDM diffusion is infinite at t = 1 but on the VP path. Source: willisma/SiT (sample_eps).
+SBDM_START = 1 - 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,8 @@ class _StateIsLatents:
 class Ode(_StateIsLatents):
     """What the solvers of the probability-flow ODE share: the grid.
 
-    shift S bends it: t' -> S t' / (1 + (S - 1) t') on the clock that ends at data, so S < 1 takes smaller steps
-    near the noise; reverse runs from data to noise. Source: hustvl/LightningDiT (timestep_shift).
+    shift S bends it: t' -> S t' / (1 + (S - 1) t') on the clock that ends at data, so S < 1 takes smaller
+    steps near the noise; reverse runs from data to noise. Source: hustvl/LightningDiT (timestep_shift).
     """
 
     stochastic: ClassVar[bool] = False
@@ -105,7 +106,8 @@ class Euler(Ode):
 
 
 class Heun(Ode):
-    """Euler corrected by the mean of the slopes at both ends, on all but the last step: 2 steps - 1 evaluations.
+    """Euler corrected by the mean of the slopes at both ends, on all but the last step: 2 steps - 1
+    evaluations.
 
     Both evaluations of a step take the guidance of its beginning, as the release's loop does. Second order.
     Source: CVL-UESTC/Internal-Guidance SiT/samplers.py, euler_sampler(heun=True).
@@ -121,7 +123,8 @@ class Heun(Ode):
 
 
 class Trapezoid(Ode):
-    """Heun on every step, guidance looked up at each evaluation's own time: 2 steps evaluations, second order.
+    """Heun on every step, guidance looked up at each evaluation's own time: 2 steps evaluations, second
+    order.
 
     LightningDiT counts grid points: its 125 are 124 steps here.
     Source: hustvl/LightningDiT transport (heun2 of torchdiffeq is the explicit trapezoid).
@@ -136,10 +139,11 @@ class Trapezoid(Ode):
 
 
 class AdamsBashforth(Ode):
-    """The line through this slope and the one before, on steps of any length: one evaluation a step, second order.
+    """The line through this slope and the one before, on steps of any length: one evaluation a step, second
+    order.
 
-    The first step is Euler's. Where a guidance interval begins or ends the slope before belongs to another field,
-    which costs one first-order step.
+    The first step is Euler's. Where a guidance interval begins or ends the slope before belongs to another
+    field, which costs one first-order step.
     """
 
     def rows(self, path, steps):
@@ -181,12 +185,14 @@ def _sbdm(path: str, t: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class EulerMaruyama(_StateIsLatents):
-    """The reverse SDE on linspace(1, last_step_size, steps), then one noiseless step to 0: `steps` evaluations.
+    """The reverse SDE on linspace(1, last_step_size, steps), then one noiseless step to 0: `steps`
+    evaluations.
 
-    diffusion_form, diffusion_norm: D(t), see DIFFUSION_FORMS; the defaults are the IG release's, g^2 = 2 D = 2t.
-    last_step: "mean" (the drift), "tweedie" (the denoised data), "euler" (the ODE's slope) or "none" (noise to the end
-    of the grid). Drift and score are affine in v, so guiding the velocity or the drift is the same.
-    Source: CVL-UESTC/Internal-Guidance SiT/samplers.py; willisma/SiT transport (Sampler.sample_sde).
+    diffusion_form, diffusion_norm: D(t), see DIFFUSION_FORMS; the defaults are the IG release's, g^2 = 2 D
+    = 2t. last_step: "mean" (the drift), "tweedie" (the denoised data), "euler" (the ODE's slope) or "none"
+    (noise to the end of the grid). Drift and score are affine in v, so guiding the velocity or the drift is
+    the same. Source: CVL-UESTC/Internal-Guidance SiT/samplers.py; willisma/SiT transport
+    (Sampler.sample_sde).
     """
 
     stochastic: ClassVar[bool] = True
@@ -234,7 +240,8 @@ class EulerMaruyama(_StateIsLatents):
         if self.last_step == "euler":
             v, x = -size, 1.0
         if self.last_step == "tweedie":  # (x + sigma^2 score) / alpha
-            c, (score_v, score_x) = paths.coefficients(path, np.float64(t)), paths.score_weights(path, np.float64(t))
+            c = paths.coefficients(path, np.float64(t))
+            score_v, score_x = paths.score_weights(path, np.float64(t))
             v, x = c.sigma**2 * score_v / c.alpha, (1 + c.sigma**2 * score_x) / c.alpha
         return Row("last", (t,), {"t": t, "v": v, "x": x})
 
@@ -251,7 +258,8 @@ class HeunSde(EulerMaruyama):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.last_step != "none", "last_step", self.last_step, "mean, tweedie or euler for the solver sde_heun",
+        check(self.last_step != "none", "last_step", self.last_step,
+              "mean, tweedie or euler for the solver sde_heun",
               "its corrector would need the score at the end, where it is infinite")
 
     def _noisy_row(self, path, t, end):
@@ -293,8 +301,8 @@ def integrate(
 ) -> jax.Array:
     """Latents at the end of the rows from latents x [B, H, W, C] float32 at their beginning.
 
-    `velocity(x, t, region)` is the field, `region(t)` its static regime at a grid time, `noise(step)` a standard
-    normal [B, H, W, C] for a stochastic solver; `first` is the step that the first row is.
+    `velocity(x, t, region)` is the field, `region(t)` its static regime at a grid time, `noise(step)` a
+    standard normal [B, H, W, C] for a stochastic solver; `first` is the step that the first row is.
     """
     state, done = solver.start(x), 0
     regimes = [(row.kind, tuple(region(t) for t in row.lookup)) for row in rows]

@@ -42,7 +42,8 @@ def needs_autoencoder(scaling: latents.LatentScaling) -> bool:
 def check_decodable(scaling: latents.LatentScaling, found: Autoencoder | None) -> None:
     """Raise UserError for latents of an autoencoder that was not given."""
     check(found is not None or not needs_autoencoder(scaling), "autoencoder", "",
-          f"the directory of the {scaling.name} autoencoder", "give --autoencoder, or --save=latents and decode later")
+          f"the directory of the {scaling.name} autoencoder",
+          "give --autoencoder, or --save=latents and decode later")
 
 
 def image_shape(latent_shape: tuple[int, int, int], found: Autoencoder | None) -> tuple[int, int, int]:

@@ -12,7 +12,8 @@ TEXT = 18  # pixels
 SMOOTH = 3  # a curve is drawn this much larger and reduced, for smooth edges
 
 # From none to most: dark blue, purple, orange, pale yellow; its lightness rises all the way.
-HEAT = np.array([(8, 8, 32), (70, 15, 105), (160, 40, 100), (225, 90, 50), (250, 170, 50), (252, 250, 190)], float)
+HEAT = np.array(
+    [(8, 8, 32), (70, 15, 105), (160, 40, 100), (225, 90, 50), (250, 170, 50), (252, 250, 190)], float)
 
 
 def heat(values: np.ndarray, most: float) -> np.ndarray:
@@ -22,8 +23,10 @@ def heat(values: np.ndarray, most: float) -> np.ndarray:
     return np.stack([np.interp(place, knots, channel) for channel in HEAT.T], -1).round().astype(np.uint8)
 
 
-def table(cells: Sequence[Sequence[np.ndarray]], *, columns: Sequence[str], rows: Sequence[str], corner: str = "",
-          caption: str = "") -> np.ndarray:
+def table(
+    cells: Sequence[Sequence[np.ndarray]], *, columns: Sequence[str], rows: Sequence[str], corner: str = "",
+    caption: str = "",
+) -> np.ndarray:
     """Pictures uint8 [h, w, 3] of one size in rows, with a title over each column and before each row."""
     font, small = ImageFont.load_default(size=TEXT), ImageFont.load_default(size=round(0.85 * TEXT))
     height, width = cells[0][0].shape[:2]
@@ -32,11 +35,13 @@ def table(cells: Sequence[Sequence[np.ndarray]], *, columns: Sequence[str], rows
     left = margin + max(_width(title, font) for title in (*rows, corner)) + TEXT
     top = margin + 2 * TEXT
     right = max(left + len(columns) * (wide + gap) - gap, margin + _width(caption, small)) + margin
-    page = Image.new("RGB", (right, top + len(rows) * (height + gap) + (2 * TEXT if caption else 0) + margin), WHITE)
+    bottom = top + len(rows) * (height + gap) + (2 * TEXT if caption else 0) + margin
+    page = Image.new("RGB", (right, bottom), WHITE)
     draw = ImageDraw.Draw(page)
     draw.text((left - TEXT, top - TEXT // 2), corner, GREY, font=font, anchor="rd")
     for c, title in enumerate(columns):
-        draw.text((left + c * (wide + gap) + wide // 2, top - TEXT // 2), title, BLACK, font=font, anchor="md")
+        middle = left + c * (wide + gap) + wide // 2
+        draw.text((middle, top - TEXT // 2), title, BLACK, font=font, anchor="md")
     for r, title in enumerate(rows):
         y = top + r * (height + gap)
         draw.text((left - TEXT, y + height // 2), title, BLACK, font=font, anchor="rm")

@@ -1,4 +1,5 @@
-"""The folder samples are written to: one whole file for each sample, so that a killed run goes on where it was.
+"""The folder samples are written to: one whole file for each sample, so that a killed run goes on where it
+was.
 
 Which samples are missing is read off the files that are there; a file has its name only when it is whole. The
 archive and the grid are put together at the end from the finished parts.
@@ -38,7 +39,9 @@ class Folder:
         return self._parts / f"{index:06d}{self._suffix}"
 
     def prepare(self, record: dict) -> None:
-        """Make the folder, clear what a killed run left half written, and say in recipe.json what will be in it."""
+        """Make the folder, clear what a killed run left half written, and say in recipe.json what will be
+        in it.
+        """
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,7 +82,7 @@ class Folder:
         """bool [count]: samples whose file is not there."""
         if self._archive.exists() and "png" not in self.save:
             return np.zeros(self.count, bool)
-        there = {path.name for path in self._parts.glob(f"*{self._suffix}")} if self._parts.is_dir() else set()
+        there = {path.name for path in self._parts.glob(f"*{self._suffix}")}
         return np.array([self.part(i).name not in there for i in range(self.count)])
 
     def write(self, index: int, sample: np.ndarray) -> None:
@@ -98,7 +101,8 @@ class Folder:
             with Image.open(self.part(index)) as picture:
                 image = np.asarray(picture)
         except (OSError, ValueError) as error:
-            raise UserError(f"{str(self.part(index))!r} cannot be read ({error}); remove it and run again") from error
+            raise UserError(f"{str(self.part(index))!r} cannot be read ({error}); remove it and run again"
+                            ) from error
         return image if image.ndim == 3 else image[..., None]
 
     def labels(self) -> np.ndarray:
@@ -110,7 +114,8 @@ class Folder:
         if "latents" not in self.save and not ("npz" in self.save and self._archive.exists()):
             shown = np.stack([self.read(i) for i in range(min(self.count, GRID))])
             zoom = max(1, round(images.COMFORTABLE / shown.shape[1]))
-            images.write_png(self.path / "grid.png", images.grid(shown, columns=min(10, len(shown)), zoom=zoom))
+            picture = images.grid(shown, columns=min(10, len(shown)), zoom=zoom)
+            images.write_png(self.path / "grid.png", picture)
             if "npz" in self.save:
                 images.stream_npz(self._archive, (self.read(i) for i in range(self.count)), labels)
         if "latents" in self.save:
@@ -126,7 +131,7 @@ class Folder:
 
 
 class Writer:
-    """Writes samples in threads while the devices draw the next ones; a failure is raised at the next call."""
+    """Writes samples in threads while the devices draw the next; a failure is raised at the next call."""
 
     def __init__(self, folder: Folder):
         self._folder = folder

@@ -37,7 +37,9 @@ class Program:
     weak: dit.DiTConfig | None = None  # the second network of autoguidance
 
     @classmethod
-    def of(cls, recipe: Recipe, model: dit.DiTConfig, path: str, weak: dit.DiTConfig | None = None) -> "Program":
+    def of(
+        cls, recipe: Recipe, model: dit.DiTConfig, path: str, weak: dit.DiTConfig | None = None
+    ) -> "Program":
         """The program that draws by a recipe."""
         guidance = recipe.guidance
         return cls(model, path, recipe.method, recipe.steps, guidance, weak if guidance.use_auto else None)
@@ -50,7 +52,8 @@ class Program:
     def velocity(self, params: Params, weak_params: Params, labels: jax.Array, scales: Scales):
         """The guided velocity(x [B, H, W, C], t, region) for labels [B]."""
         return guided_velocity(
-            functools.partial(dit.apply, self.model, params), labels, self.model.num_classes, self.guidance, scales,
+            functools.partial(dit.apply, self.model, params),
+            labels, self.model.num_classes, self.guidance, scales,
             prefix=functools.partial(dit.apply, self.model, params, until_head=self.guidance.deepest_head),
             weak=functools.partial(dit.apply, self.weak, weak_params),
         )
@@ -63,10 +66,12 @@ def normal(seed, purpose: Purpose, indices: jax.Array, shape: tuple[int, ...], *
 
 
 def integrate(
-    program: Program, params: Params, weak_params: Params, seed: jax.Array, indices: jax.Array, labels: jax.Array,
-    scales: Scales, x: jax.Array,
+    program: Program, params: Params, weak_params: Params, seed: jax.Array, indices: jax.Array,
+    labels: jax.Array, scales: Scales, x: jax.Array,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """(latents at the end, evaluations [B] int32 of each piece of an adaptive solver) from latents x [B, H, W, C]."""
+    """(latents at the end, evaluations [B] int32 of each piece of an adaptive solver) from latents x [B, H,
+    W, C].
+    """
     if not hasattr(program.solver, "rows"):
         return _integrate_adaptive(program, params, weak_params, labels, scales, x)
     x = samplers.integrate(
@@ -81,7 +86,9 @@ def integrate(
 
 
 def _integrate_adaptive(program, params, weak_params, labels, scales, x):
-    """Each image chooses its own steps: with steps common to a batch an image would depend on its neighbours."""
+    """Each image chooses its own steps: with steps common to a batch an image would depend on its
+    neighbours.
+    """
 
     def one(x, label):
         velocity = program.velocity(params, weak_params, label[None], scales)
@@ -97,7 +104,8 @@ def _integrate_adaptive(program, params, weak_params, labels, scales, x):
 
 @functools.lru_cache(maxsize=32)
 def make_sampler(mesh: Mesh, program: Program) -> Callable[..., tuple[jax.Array, list[jax.Array]]]:
-    """The jitted (params, weak params or {}, seed, indices, labels, scales) -> (latents float32, evaluations).
+    """The jitted (params, weak params or {}, seed, indices, labels, scales) -> (latents float32,
+    evaluations).
 
     Seed and scales are traced: sweeping them compiles nothing. Made once for each static description.
     """
@@ -126,12 +134,15 @@ def _jitted(function, mesh: Mesh, program: Program, *, inputs: int):
     rows, whole = batch_sharding(mesh), replicated(mesh)
     weights = tree_shardings(dit.shapes(program.model), mesh)
     weak_weights = tree_shardings(dit.shapes(program.weak), mesh) if program.weak else {}
-    return jax.jit(function, in_shardings=(weights, weak_weights, whole, *(rows,) * inputs, whole), out_shardings=rows)
+    return jax.jit(function, in_shardings=(weights, weak_weights, whole, *(rows,) * inputs, whole),
+                   out_shardings=rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A part of the samples; the arrays may still be being computed, and may have rows of padding at their end."""
+    """A part of the samples; the arrays may still be being computed, and may have rows of padding at their
+    end.
+    """
 
     indices: np.ndarray  # [b], of the samples
     latents: jax.Array  # [B, H, W, C] float32, B >= b
@@ -139,8 +150,9 @@ class Batch:
 
 
 def draw(
-    params: Params, recipe: Recipe, *, model: dit.DiTConfig, path: str, mesh: Mesh, seed: int, indices: np.ndarray,
-    labels: np.ndarray, batch_size: int, weak: dit.DiTConfig | None = None, weak_params: Params | None = None,
+    params: Params, recipe: Recipe, *, model: dit.DiTConfig, path: str, mesh: Mesh, seed: int,
+    indices: np.ndarray, labels: np.ndarray, batch_size: int, weak: dit.DiTConfig | None = None,
+    weak_params: Params | None = None,
 ) -> Iterator[Batch]:
     """The samples `indices` [n] with `labels` [n] int32, batch by batch.
 
@@ -198,16 +210,21 @@ def check_finite(values: np.ndarray, recipe: Recipe) -> None:
     """Raise UserError when a sample is not finite."""
     if np.isfinite(values).all():
         return
-    mend = "give more --steps or a larger --rtol" if recipe.solver == "dopri5" else "lower the guidance scales"
-    raise UserError(f"solver={recipe.solver!r} with steps={recipe.steps} must give finite samples, but some are not; {mend}")
+    mend = "give more steps or a larger rtol" if recipe.solver == "dopri5" else "lower the guidance scales"
+    raise UserError(f"solver={recipe.solver!r} with steps={recipe.steps} must give finite samples, "
+                    f"but some are not; {mend}")
 
 
 def generate(
-    params: Params, recipe: Recipe, *, model: dit.DiTConfig, path: str, uint8_rule: str, mesh: Mesh, seed: int,
-    labels: np.ndarray, batch_size: int,
+    params: Params, recipe: Recipe, *, model: dit.DiTConfig, path: str, uint8_rule: str, mesh: Mesh,
+    seed: int, labels: np.ndarray, batch_size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches (indices int, images uint8 [b, H, W, C]) of the samples 0 .. len(labels) - 1 of a model of pixels."""
-    batches = draw(params, recipe, model=model, path=path, mesh=mesh, seed=seed, indices=np.arange(len(labels)),
-                   labels=np.asarray(labels, np.int32), batch_size=batch_size)
+    """Batches (indices int, images uint8 [b, H, W, C]) of the samples 0 .. len(labels) - 1 of a model of
+    pixels.
+    """
+    batches = draw(
+        params, recipe, model=model, path=path, mesh=mesh, seed=seed, indices=np.arange(len(labels)),
+        labels=np.asarray(labels, np.int32), batch_size=batch_size,
+    )
     for batch in batches:
         yield batch.indices, np.asarray(latents.to_uint8(batch.latents, uint8_rule))[: len(batch.indices)]

@@ -13,14 +13,16 @@ from ig_jax.errors import UserError
 def labels_for(indices: np.ndarray, protocol: str, num_classes: int, seed: int) -> np.ndarray:
     """Labels int32 of the given sample indices, by `protocol`.
 
-    "balanced" (i mod classes), "random" (of (seed, i)), a list "3,1,4" that is repeated, or a file: .npy, or text
-    with one label a line, also repeated. Raises: UserError for anything else and for labels out of range.
+    "balanced" (i mod classes), "random" (of (seed, i)), a list "3,1,4" that is repeated, or a file: .npy,
+    or text with one label a line, also repeated. Raises: UserError for anything else and for labels out of
+    range.
     """
     if protocol == "balanced":
         return (indices % num_classes).astype(np.int32)
     if protocol == "random":
-        key = lambda i: jax.random.randint(address(seed, Purpose.SAMPLE_LABEL, i), (), 0, num_classes)  # noqa: E731
-        return np.asarray(jax.jit(jax.vmap(key))(jnp.asarray(indices, jnp.int32)), np.int32)
+        drawn = jax.vmap(lambda i: jax.random.randint(
+            address(seed, Purpose.SAMPLE_LABEL, i), (), 0, num_classes))(jnp.asarray(indices, jnp.int32))
+        return np.asarray(drawn, np.int32)
     listed = _read(protocol)
     outside = listed[(listed < 0) | (listed >= num_classes)]
     if outside.size:
@@ -42,6 +44,6 @@ def _read(protocol: str) -> np.ndarray:
     except ValueError:
         listed = np.empty(0)
     if listed.ndim != 1 or listed.size == 0 or not np.issubdtype(listed.dtype, np.integer):
-        raise UserError(f"labels={protocol!r} must be balanced, random, a list such as 3,1,4, or a .npy or text file "
-                        "of whole numbers")
+        raise UserError(f"labels={protocol!r} must be balanced, random, a list such as 3,1,4, or a .npy or text "
+                        "file of whole numbers")
     return listed

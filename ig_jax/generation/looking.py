@@ -39,7 +39,8 @@ def compare(draw: Draw, recipe: Recipe, labels: np.ndarray, class_names: Sequenc
             ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(picture uint8 [h, w, 3], panels by title) of the four variants, one class a row."""
     classes, counts = np.unique(labels, return_counts=True)
-    check(len(set(counts)) == 1, "num", len(labels), f"as many images of each of the {len(classes)} labels drawn",
+    check(len(set(counts)) == 1, "num", len(labels),
+          f"as many images of each of the {len(classes)} labels drawn",
           "use --labels=balanced and a multiple of the classes")
     order = np.argsort(labels, kind="stable")
     panels = {title: draw(variant)[order] for title, variant in variants(recipe).items()}
@@ -112,7 +113,8 @@ def gap_along(program: Program, params: dict[str, jax.Array], scales, labels: np
     probe = object()
     carries_latents = hasattr(program.solver, "rows") and program.solver.start(probe) is probe
     check(carries_latents and program.weak is None, "gap", True,
-          "asked of a solver with a fixed grid and no memory, without autoguidance", "use euler, heun, trapezoid or sde")
+          "asked of a solver with a fixed grid and no memory, without autoguidance",
+          "use euler, heun, trapezoid or sde")
     rows = program.solver.rows(program.path, program.steps)
     stops = np.unique(np.linspace(0, len(rows) - 1, STOPS).round().astype(int))
     denoised, difference = jax.jit(functools.partial(_gap_along, program, rows, stops.tolist()))(
@@ -145,9 +147,12 @@ def _denoised(program: Program, params, x, t, labels):
     return final, final - weak
 
 
-def gap_picture(gap: Gap, decode: Callable[[np.ndarray], np.ndarray] | None, names: Sequence[str], caption: str,
-                ) -> np.ndarray:
-    """For each sample what the final head denoises to and where the heads differ, above the curve of the norm."""
+def gap_picture(
+    gap: Gap, decode: Callable[[np.ndarray], np.ndarray] | None, names: Sequence[str], caption: str
+) -> np.ndarray:
+    """For each sample what the final head denoises to and where the heads differ, above the curve of the
+    norm.
+    """
     heat = np.abs(gap.difference).mean(-1)
     cells, rows = [], []
     for n, name in enumerate(names):
@@ -156,11 +161,11 @@ def gap_picture(gap: Gap, decode: Callable[[np.ndarray], np.ndarray] | None, nam
             rows.append(name)
         cells.append([_enlarged(drawing.heat(picture, heat.max())) for picture in heat[:, n]])
         rows.append("gap" if decode is not None else name)
+    legend = "top: D_f, what the final head denoises to; gap: " if decode is not None else ""
     pictures = drawing.table(cells, columns=[f"{s:.2f}" for s in gap.sigma], rows=rows, corner="sigma",
-                             caption="top: D_f, what the final head denoises to; gap: |D_f - D_i|, dark is none"
-                             if decode is not None else "|D_f - D_i|, dark is none")
-    curve = drawing.curve(gap.sigma, gap.norm.mean(1), x_title="sigma", title="rms of D_f - D_i", caption=caption,
-                          width=pictures.shape[1])
+                             caption=f"{legend}|D_f - D_i|, dark is none")
+    curve = drawing.curve(gap.sigma, gap.norm.mean(1), x_title="sigma", title="rms of D_f - D_i",
+                          caption=caption, width=pictures.shape[1])
     return np.concatenate([pictures, curve])
 
 

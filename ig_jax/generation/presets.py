@@ -1,7 +1,7 @@
 """Published sampling recipes by name, with the FID they reached; intervals are in our clock.
 
-All are for class-conditional ImageNet 256x256 and 50,000 samples of random classes. A LightningDiT interval that
-begins at its time 0.19 ends at sigma 0.81 here, and its 125 grid points are 124 steps.
+All are for class-conditional ImageNet 256x256 and 50,000 samples of random classes. A LightningDiT interval
+that begins at its time 0.19 ends at sigma 0.81 here, and its 125 grid points are 124 steps.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "lightningdit-ig-cfg": Preset(
         "lightningdit", _LIGHTNINGDIT | dict(ig_scale=1.4, cfg_scale=1.45, cfg_interval=(0.0, 0.81)), 1.19,
-        "LightningDiT-XL/1 + IG + CFG, 680 epochs: arXiv 2512.24176; CVL-UESTC/Internal-Guidance LightningDiT/configs",
+        "LightningDiT-XL/1 + IG + CFG, 680 epochs: arXiv 2512.24176; CVL-UESTC/Internal-Guidance",
     ),
     "dit": Preset("dit", dict(solver="ddpm", steps=250), 9.62, "DiT-XL/2, 7M steps: arXiv 2212.09748"),
 }

@@ -20,16 +20,17 @@ def produce(
 ) -> None:
     """Draw what is missing in the folder, then put it together.
 
-    draw: sample indices -> batches of latents; finish: latents -> what is saved; check: raises for latents that
-    are not finite; weights: evaluations of each piece -> forward passes of each image, for an adaptive solver.
-    Each process writes the rows its own devices hold, the first one what is written once.
+    draw: sample indices -> batches of latents; finish: latents -> what is saved; check: raises for latents
+    that are not finite; weights: evaluations of each piece -> forward passes of each image, for an adaptive
+    solver. Each process writes the rows its own devices hold, the first one what is written once.
     """
     if processes.is_first():
         folder.prepare(record)
     missing = np.flatnonzero(processes.from_first(folder.missing()))
     processes.wait_for_all("missing samples are known")
     began, passes = time.monotonic(), []
-    with Writer(folder) as writer, Progress(len(labels), "images", start=len(labels) - len(missing)) as progress:
+    done = len(labels) - len(missing)
+    with Writer(folder) as writer, Progress(len(labels), "images", start=done) as progress:
         for batch in draw(missing):
             count = len(batch.indices)
             rows, latents = generate.local_rows(batch.latents, count)
@@ -49,5 +50,6 @@ def produce(
                                     "images_per_second": round(len(missing) / max(seconds, 1e-9), 2)}}
     if processes.is_first():
         folder.finish(labels, record)
-        print(f"wrote {folder.path}: {len(missing)} images, {record['finished']['images_per_second']} images/s")
+        rate = record["finished"]["images_per_second"]
+        print(f"wrote {folder.path}: {len(missing)} images, {rate} images/s")
     processes.wait_for_all("the folder is whole")

@@ -11,15 +11,15 @@ from ig_jax.models import cost
 from ig_jax.models.dit import DiTConfig
 
 GUIDANCES = ("ig", "cfg", "prefix", "auto")
-Scale = float | str  # a number, a table "0:1,0.3:2,1:1.5" or a schedule "cosine:1,2": see guidance.scale_array
+Scale = float | str  # a number, a table "0:1,0.3:2,1:1.5" or a schedule "cosine:1,2": guidance.scale_array
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Scale 1 means off; intervals are (lo, hi] in sigma-time, t = 0 data and t = 1 noise.
 
-    What follows cfg_interval may be left out: guidance that is off, and options of solvers, which have their own
-    defaults (see the fields of each class in samplers.SOLVERS).
+    What follows cfg_interval may be left out: guidance that is off, and options of solvers, which have
+    their own defaults (see the fields of each class in samplers.SOLVERS).
     """
 
     solver: str
@@ -50,7 +50,8 @@ class Recipe:
         for name in GUIDANCES:
             scale_array(getattr(self, f"{name}_scale"), f"{name}_scale")
         check(is_off(self.cfg_scale) or is_off(self.prefix_scale), "(cfg_scale, prefix_scale)",
-              (self.cfg_scale, self.prefix_scale), "1 for one of the two", "both guide against the null label")
+              (self.cfg_scale, self.prefix_scale), "1 for one of the two",
+              "both guide against the null label")
         self.guidance, self.method  # both are checked as they are made
 
     @property
@@ -59,7 +60,8 @@ class Recipe:
         given = {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
         for name, value in given.items():
             readers = [solver for solver, cls in SOLVERS.items() if name in _options_of(cls)]
-            check(self.solver in readers, name, value, f"left out with solver={self.solver!r}, which does not read it",
+            check(self.solver in readers, name, value,
+                  f"left out with solver={self.solver!r}, which does not read it",
                   f"it belongs to {', '.join(readers)}")
         return SOLVERS[self.solver](**given)
 
@@ -69,7 +71,8 @@ class Recipe:
         head = self.ig_head if isinstance(self.ig_head, int) else tuple(self.ig_head)
         return Guidance(
             **{f"{name}_interval": tuple(getattr(self, f"{name}_interval")) for name in GUIDANCES},
-            **{f"use_{name}": not is_off(getattr(self, f"{name}_scale")) for name in GUIDANCES if name != "ig"},
+            use_cfg=not is_off(self.cfg_scale), use_prefix=not is_off(self.prefix_scale),
+            use_auto=not is_off(self.auto_scale),
             head=head, cfg_channels=self.cfg_channels,
         )
 
@@ -109,7 +112,9 @@ class Recipe:
             total += cost.forward_macs(weak) / cost.forward_macs(model)
         return total
 
-    def evaluations_per_image(self, path: str, model: DiTConfig, weak: DiTConfig | None = None) -> float | None:
+    def evaluations_per_image(
+        self, path: str, model: DiTConfig, weak: DiTConfig | None = None
+    ) -> float | None:
         """Forward passes of the model for one image; None where the solver decides as it goes."""
         if not hasattr(self.method, "rows"):
             return None

@@ -13,11 +13,13 @@ from ig_jax.generation.recipe import GUIDANCES, Recipe
 from ig_jax.parallel import processes
 
 PACKAGES = ("ig_jax", "jax", "flax", "numpy")
-FIXED = ("kind", "checkpoint", "weak", "recipe", "seed", "num", "labels", "save", "map")  # what a folder holds
+FIXED = ("kind", "checkpoint", "weak", "recipe", "seed", "num", "labels", "save", "map")  # of a folder
 
 
 def describe(model, recipe: Recipe, **asked) -> dict:
-    """What fixes the images of a pretrained model, what was asked for, and what they were made with, as JSON."""
+    """What fixes the images of a pretrained model, what was asked for, and what they were made with, as
+    JSON.
+    """
     e, method = model.experiment, recipe.method
     fixed_grid = hasattr(method, "rows")
     return json.loads(json.dumps(asked | {
@@ -28,7 +30,8 @@ def describe(model, recipe: Recipe, **asked) -> dict:
         "evaluations_per_image": recipe.evaluations_per_image(e.path, e.model, model.weak_model),
         "latents": e.latents.to_json(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "processes": jax.process_count(),
+        "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "finished": None,
     }))
 
@@ -62,7 +65,8 @@ def announce(model, recipe: Recipe, preset: str | None) -> None:
     count = recipe.evaluations_per_image(e.path, e.model, model.weak_model)
     cost = f"{count:g} evaluations an image" if count else "as many evaluations as the tolerance takes"
     print(f"checkpoint  step {model.step}, EMA {model.ema}, sha256 {model.digest[:12]}")
-    print(f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")
+    kind = jax.devices()[0].device_kind
+    print(f"devices     {jax.device_count()} x {kind}, {jax.process_count()} process(es)")
     print(f"solver      {recipe.solver}, {recipe.steps} steps, {cost}")
     for name in GUIDANCES:
         scale, (low, high) = getattr(recipe, f"{name}_scale"), getattr(recipe, f"{name}_interval")

@@ -238,8 +238,9 @@ def apply(
     """Both outputs for latents x [B, H, W, C], times t [B] in [0, 1] and labels y [B] in 0..num_classes.
 
     The velocity of the linear or cosine path in our clock (t = 1 is noise), or what the weights predict
-    otherwise; with sigma_channels="variance" the last C channels are the variance output of DiT. `until_head` (an
-    index into inter_depth) stops after that head: `final` is then None and the blocks above it cost nothing.
+    otherwise; with sigma_channels="variance" the last C channels are the variance output of DiT.
+    `until_head` (an index into inter_depth) stops after that head: `final` is then None and the blocks
+    above it cost nothing.
     """
     graphdef, names = _abstract(config)
     state = nnx.from_flat_state({path: nnx.Param(params[name]) for name, path in names.items()})

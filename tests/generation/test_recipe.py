@@ -1,4 +1,6 @@
-"""A recipe says what it costs, refuses what no one reads, and presets are the published loops to the last point."""
+"""A recipe says what it costs, refuses what no one reads, and presets are the published loops to the last
+point.
+"""
 
 import dataclasses
 import sys
