@@ -20,6 +20,8 @@ import tiny_checkpoint as tiny  # noqa: E402
 from ig_jax import cli, pretrained, sample  # noqa: E402
 from ig_jax.errors import UserError  # noqa: E402
 from ig_jax.generation import images  # noqa: E402
+from ig_jax.parallel.mesh import make_mesh  # noqa: E402
+from ig_jax.parallel.sharding import replicated  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +157,20 @@ def test_pictures(checkpoint, tmp_path, kind, flag):
     assert picture.shape[-1] == 3 and picture.shape[0] > 150 and 5 < picture.std() < 120
 
 
-def test_autoguidance_reads_a_second_checkpoint(checkpoint, tmp_path):
-    weak = tiny.write(tmp_path / "weak", tiny.experiment(depth=1, inter_depth=()), seed=3)
-    run(checkpoint=checkpoint, out=tmp_path / "auto", num=8, auto_checkpoint=weak, auto_scale=1.8)
-    run(checkpoint=checkpoint, out=tmp_path / "plain", num=8)
-    assert files(tmp_path / "auto")["samples.npz"] != files(tmp_path / "plain")["samples.npz"]
-    assert json.loads((tmp_path / "auto" / "recipe.json").read_text())["weak"]["digest"]
+def in_memory(e, seed=0):
+    """A model that was never on disk."""
+    mesh = make_mesh()
+    params = jax.device_put(tiny.state(e, seed).params, replicated(mesh))
+    return pretrained.Pretrained(e, params, mesh, 0, "0.999", f"{seed}", tuple("0123456789"))
+
+
+def test_autoguidance_takes_a_second_model(checkpoint, whole, tmp_path, monkeypatch):
+    weak = in_memory(tiny.experiment(depth=1, inter_depth=()), seed=3)
+    both = dataclasses.replace(in_memory(tiny.experiment()), weak=weak)
+    monkeypatch.setattr(pretrained, "load", lambda *args, **kwargs: both)
+    run(checkpoint=checkpoint, out=tmp_path / "out", **(PLAIN | dict(auto_scale=1.8)))
+    assert files(tmp_path / "out")["samples.npz"] != files(whole)["samples.npz"]
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["weak"]["digest"] == "3"
 
 
 def test_the_documented_example_runs(checkpoint):
@@ -219,12 +229,13 @@ def test_bad_input_is_one_line_before_compilation(checkpoint, tmp_path, no_compi
     assert not (tmp_path / "out").exists()
 
 
-def test_latent_model_needs_its_autoencoder_or_saves_latents(tmp_path):
-    latent = tiny.write(tmp_path / "latent", tiny.experiment(channels=4))
+def test_latent_model_needs_its_autoencoder_or_saves_latents(tmp_path, monkeypatch):
+    latent = in_memory(tiny.experiment(channels=4))
+    monkeypatch.setattr(pretrained, "load", lambda *args, **kwargs: latent)
     with pytest.raises(UserError, match="--autoencoder, or --save=latents"):
-        run(checkpoint=latent, out=tmp_path / "out", num=2)
+        run(checkpoint="latent", out=tmp_path / "out", num=2)
     assert not (tmp_path / "out").exists()
-    run(checkpoint=latent, out=tmp_path / "out", num=2, save="latents")
+    run(checkpoint="latent", out=tmp_path / "out", num=2, save="latents")
     assert np.load(tmp_path / "out" / "000001.npy").shape == (8, 8, 4)
     with pytest.raises(UserError, match="autoencoder"):
         run(decode=tmp_path / "out", out=tmp_path / "images")
