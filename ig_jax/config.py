@@ -2,12 +2,14 @@
 
 A config file returns an ml_collections.ConfigDict; `bind` turns it into the frozen dataclasses below. Every
 key must be there, of the right type and in range, and nothing else may be: the fields are exactly what the
-code reads, so a key that nothing reads cannot exist. Defaults live in configs/ alone.
+code reads, so a key that nothing reads cannot exist. Defaults live in configs/ alone; what a section's class
+gives a default is off or left to its reader, and may be left out.
 """
 
 import dataclasses
 import difflib
 import math
+import types
 import typing
 
 from ig_jax.data.dataset import DataConfig, open_split
@@ -100,10 +102,11 @@ def bind(cls, values, prefix: str = "config"):
             close = difflib.get_close_matches(key, hints, n=1)
             mend = f"did you mean {prefix}.{close[0]}?" if close else f"known keys: {', '.join(hints)}"
             raise UserError(f"{prefix}.{key} is not a setting that anything reads; {mend}")
+    optional = {f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
     for key in hints:
-        if key not in values:
+        if key not in values and key not in optional:
             raise UserError(f"{prefix}.{key} is missing; set it in the config file")
-    fields = {key: _convert(hint, values[key], f"{prefix}.{key}") for key, hint in hints.items()}
+    fields = {key: _convert(hint, values[key], f"{prefix}.{key}") for key, hint in hints.items() if key in values}
     try:
         return cls(**fields)
     except UserError as error:
@@ -118,6 +121,8 @@ def _prefixed(message: str, prefix: str) -> str:
 def _convert(hint, value, name: str):
     if dataclasses.is_dataclass(hint):
         return bind(hint, value, name)
+    if typing.get_origin(hint) is types.UnionType:
+        return _one_of(typing.get_args(hint), value, name)
     if typing.get_origin(hint) is tuple:
         return _tuple(typing.get_args(hint), value, name)
     wanted = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}[hint]
@@ -130,6 +135,19 @@ def _convert(hint, value, name: str):
     }[hint]
     check(fits, name, value, wanted)
     return hint(value)
+
+
+def _one_of(hints: tuple, value, name: str):
+    """`value` as the first of the types that takes it; None only where it is one of them."""
+    if value is None and types.NoneType in hints:
+        return None
+    errors = []
+    for hint in hints:
+        try:
+            return _convert(hint, value, name)
+        except UserError as error:
+            errors.append(str(error))
+    raise UserError(errors[0])
 
 
 def _tuple(args: tuple, value, name: str) -> tuple:

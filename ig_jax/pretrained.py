@@ -1,4 +1,4 @@
-"""A trained model from its checkpoint directory alone.
+"""A trained model from its checkpoint directory alone, on one device or a mesh.
 
     model = pretrained.load("runs/digits")
     recipe = dataclasses.replace(model.recipe, ig_scale=2.0)
@@ -6,22 +6,23 @@
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from ig_jax.config import Experiment, bind
-from ig_jax.errors import UserError
-from ig_jax.generation.generate import generate
+from ig_jax.errors import UserError, check
+from ig_jax.generation import decode, generate
 from ig_jax.generation.recipe import Recipe
 from ig_jax.models import dit
 from ig_jax.parallel.mesh import make_mesh
-from ig_jax.parallel.sharding import tree_shardings
+from ig_jax.parallel.sharding import batch_sharding, tree_shardings
 from ig_jax.training import checkpoints as ckpt
 
 
@@ -36,35 +37,117 @@ class Pretrained:
     ema: str  # which average, by its decay
     digest: str  # sha256 over the digests of all arrays: names these weights beside every result
     class_names: tuple[str, ...]
+    autoencoder: decode.Autoencoder | None = None
+    weak: "Pretrained | None" = None  # the second checkpoint of autoguidance
 
     @property
     def recipe(self) -> Recipe:
         """The recipe the checkpoint was configured with."""
         return self.experiment.sample
 
-    def generate(self, recipe: Recipe, labels: np.ndarray, *, seed: int = 0, batch_size: int = 64):
-        """Batches (indices, images uint8 [b, H, W, C]); see generation.generate."""
-        recipe.check_model(self.experiment.model)
-        e = self.experiment
-        return generate(
-            self.params, recipe, model=e.model, process=e.process, uint8_rule=e.latents.uint8_rule, mesh=self.mesh,
-            seed=seed, labels=np.asarray(labels, np.int32), batch_size=batch_size,
+    @property
+    def weak_model(self) -> dit.DiTConfig | None:
+        """The network of the second checkpoint."""
+        return self.weak.experiment.model if self.weak else None
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the network draws."""
+        model = self.experiment.model
+        return model.input_size, model.input_size, model.channels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of its images."""
+        return decode.image_shape(self.latent_shape, self.autoencoder)
+
+    @functools.cached_property
+    def decode(self) -> Callable[[jax.Array], jax.Array]:
+        """Latents [B, H, W, C] float32 -> images uint8.  Raises: UserError where an autoencoder is missing."""
+        return decode.make_decoder(self.mesh, self.experiment.latents, self.autoencoder)
+
+    def to_images(self, latents: np.ndarray) -> np.ndarray:
+        """Images uint8 [N, H, W, C] of latents [N, h, w, c] float32 on the host, any number of them."""
+        count = len(latents)
+        rows = np.minimum(np.arange(generate.padded(count, self.mesh)), count - 1)
+        return np.asarray(self.decode(generate.on_devices(latents[rows], batch_sharding(self.mesh))))[:count]
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise UserError when this model cannot be sampled by the recipe."""
+        recipe.check_model(self.experiment.model, self.weak_model)
+        if self.weak is not None:
+            check(self.weak.experiment.process == self.experiment.process, "auto_checkpoint process",
+                  self.weak.experiment.process, f"that of the checkpoint, {self.experiment.process}")
+
+    def draw(
+        self, recipe: Recipe, labels: np.ndarray, *, seed: int = 0, batch_size: int = 64,
+        indices: np.ndarray | None = None,
+    ) -> Iterator[generate.Batch]:
+        """Batches of latents of the samples `indices` (0, 1, ... where not given), one for each label."""
+        self.check(recipe)
+        labels, e = np.asarray(labels, np.int32), self.experiment
+        return generate.draw(
+            self.params, recipe, model=e.model, process=e.process, mesh=self.mesh, seed=seed, labels=labels,
+            indices=np.arange(len(labels)) if indices is None else indices, batch_size=batch_size,
+            weak=self.weak_model, weak_params=self.weak.params if self.weak else None,
         )
+
+    def generate(
+        self, recipe: Recipe, labels: np.ndarray, *, seed: int = 0, batch_size: int = 64,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches (indices, images uint8 [b, H, W, C])."""
+        for batch in self.draw(recipe, labels, seed=seed, batch_size=batch_size):
+            generate.check_finite(np.asarray(batch.latents), recipe)
+            yield batch.indices, np.asarray(self.decode(batch.latents))[: len(batch.indices)]
 
     def sample(self, recipe: Recipe, labels: Sequence[int], *, seed: int = 0, batch_size: int = 64) -> np.ndarray:
         """Images uint8 [N, H, W, C], one for each label."""
         batches = self.generate(recipe, np.asarray(labels), seed=seed, batch_size=batch_size)
         return np.concatenate([images for _, images in batches])
 
+    def to_noise(self, recipe: Recipe, latents: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+        """The noise [N, H, W, C] float32 that the recipe's ODE takes to these latents, by running it in
+        reverse.
 
-def load(checkpoint: str | os.PathLike, *, ema: str = "", mesh: Mesh | None = None) -> Pretrained:
+        latents: normalised, float32; N a multiple of what the mesh cuts a batch into.
+        Raises: UserError for a solver of an SDE.
+        """
+        self.check(recipe)
+        e = self.experiment
+        program = generate.Program.of(recipe, e.model, e.process, self.weak_model)
+        check(hasattr(program.solver, "reverse"), "solver", recipe.solver, "one of an ODE, which runs both ways")
+        program = dataclasses.replace(program, solver=dataclasses.replace(program.solver, reverse=True))
+        rows, weak_params = batch_sharding(self.mesh), self.weak.params if program.weak else {}
+        labels = np.asarray(labels, np.int32)
+        noise, _ = generate.make_integrator(self.mesh, program)(
+            self.params, weak_params, np.uint32(0), *(generate.on_devices(array, rows) for array in (
+                np.arange(len(labels)), labels, np.asarray(latents, np.float32))), recipe.scales,
+        )
+        return np.asarray(noise)
+
+
+def load(
+    checkpoint: str | os.PathLike, *, ema: str = "", mesh: Mesh | None = None,
+    autoencoder: str | os.PathLike | None = None, auto_checkpoint: str | os.PathLike | None = None,
+) -> Pretrained:
     """The newest whole step under `checkpoint` (a workdir, its checkpoints, or one step), on any mesh.
 
-    Only the EMA named by its decay is read ("" for the first). Raises: UserError for a missing, damaged or
-    foreign checkpoint, or an EMA it does not have.
+    Only the EMA named by its decay is read ("" for the first). `autoencoder` is the directory of the
+    decoder of a latent model, `auto_checkpoint` the weaker model of autoguidance. Raises: UserError for a
+    missing, damaged or foreign checkpoint, or an EMA it does not have.
     """
-    directory, step = ckpt.find(checkpoint)
     mesh = make_mesh() if mesh is None else mesh
+    model = _load(checkpoint, ema, mesh)
+    if autoencoder:
+        found = decode.load_autoencoder(autoencoder, model.experiment.latents)
+        model = dataclasses.replace(model, autoencoder=found)
+    if auto_checkpoint:
+        model = dataclasses.replace(model, weak=_load(auto_checkpoint, "", mesh))
+    return model
+
+
+def _load(checkpoint: str | os.PathLike, ema: str, mesh: Mesh) -> Pretrained:
+    directory, step = ckpt.find(checkpoint)
     chosen: dict[str, object] = {}
 
     def wanted(meta: dict) -> dict[str, object]:

@@ -1,182 +1,235 @@
-"""Draw images from a checkpoint directory, with internal and classifier-free guidance.
+"""Draw images from a checkpoint directory, with every solver and guidance.
 
   python -m ig_jax.sample --checkpoint=runs/digits --out=runs/digits/samples --num=64 --ig_scale=2 --cfg_scale=1.25
-  python -m ig_jax.sample --checkpoint=runs/digits --out=runs/digits/compare --compare --ig_scale=2 --cfg_scale=1.25
+  python -m ig_jax.sample --checkpoint=runs/xl --out=runs/xl/50k --num=50000 --preset=sit-xl-ig-cfg --labels=random
+  python -m ig_jax.sample --checkpoint=runs/digits --out=runs/digits/map --map='ig:1,1.5,2;cfg:1,1.25' --num=4
 
-Writes 000000.png ..., grid.png, samples.npz (arr_0 uint8 NHWC, arr_1 labels) and recipe.json. Image i depends
-on (checkpoint, recipe, seed, i) alone. Scale 1 is off; intervals are lo,hi in sigma-time (t = 0 data, t = 1 noise).
+Writes 000000.png ..., grid.png, samples.npz (arr_0 uint8 NHWC, arr_1 labels) and recipe.json; the same
+command goes on where a killed one was. Image i depends on (checkpoint, recipe, seed, i) alone. A scale is a
+number (1 is off), a table over sigma 0:1,0.3:2,1:1.5 or a schedule cosine:1,2; intervals are lo,hi in
+sigma-time (t = 0 data, t = 1 noise).
 """
 
 import dataclasses
-import importlib.metadata
-import json
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
 
 from ig_jax import cli, pretrained
+from ig_jax.diffusion.solvers import SOLVERS
 from ig_jax.errors import UserError, check
-from ig_jax.generation import images
-from ig_jax.generation.generate import labels_for
-from ig_jax.generation.recipe import Recipe
-from ig_jax.progress import Progress
+from ig_jax.generation import decode, generate, images, looking
+from ig_jax.generation.folder import KINDS, Folder
+from ig_jax.generation.labels import labels_for
+from ig_jax.generation.presets import PRESETS, preset
+from ig_jax.generation.produce import produce
+from ig_jax.generation.recipe import OPTIONS, Recipe
+from ig_jax.generation.record import announce, describe, nothing_to_do
+from ig_jax.models.latents import LatentScaling
+from ig_jax.parallel import processes
+from ig_jax.parallel.mesh import make_mesh
 
 FLAGS = flags.FlagValues()
-_define = {"flag_values": FLAGS}
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a run, or one of its steps.", **_define)
-OUT = flags.DEFINE_string("out", None, "Directory to write to.", **_define)
-NUM = flags.DEFINE_integer("num", 64, "Images.", **_define)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of noise, labels and increments.", **_define)
-BATCH = flags.DEFINE_integer("batch_size", 64, "Images in one pass of the program, over all devices.", **_define)
-LABELS = flags.DEFINE_string("labels", "balanced", "balanced (i mod classes), random, or a list: 3,1,4.", **_define)
-EMA = flags.DEFINE_string("ema", "", "Which EMA, by its decay; the first where not given.", **_define)
-COMPARE = flags.DEFINE_bool("compare", False, "One picture of none / CFG / IG / IG+CFG on the same noise.", **_define)
-# Left out, each of these takes the value in the checkpoint's config (config.sample).
-SOLVER = flags.DEFINE_string("solver", None, "euler, heun or sde.", **_define)
-STEPS = flags.DEFINE_integer("steps", None, "Steps of the time grid.", **_define)
-IG_SCALE = flags.DEFINE_float("ig_scale", None, "w of internal guidance.", **_define)
-CFG_SCALE = flags.DEFINE_float("cfg_scale", None, "s of classifier-free guidance.", **_define)
-IG_INTERVAL = flags.DEFINE_list("ig_interval", None, "Where internal guidance is on: lo,hi in sigma-time.", **_define)
-CFG_INTERVAL = flags.DEFINE_list("cfg_interval", None, "Where CFG is on: lo,hi in sigma-time.", **_define)
-
-PACKAGES = ("ig_jax", "jax", "flax", "numpy")
+_at = {"flag_values": FLAGS}
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a run, or one of its steps.", **_at)
+OUT = flags.DEFINE_string("out", None, "Directory to write to.", **_at)
+NUM = flags.DEFINE_integer("num", 64, "Images.", **_at)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of noise, labels and increments.", **_at)
+BATCH = flags.DEFINE_integer("batch_size", 64, "Images in one pass of the program, over all devices.", **_at)
+LABELS = flags.DEFINE_string(
+    "labels", "balanced", "balanced (i mod classes), random, a list 3,1,4, or a .npy or text file.", **_at)
+EMA = flags.DEFINE_string("ema", "", "Which EMA, by its decay; the first where not given.", **_at)
+SAVE = flags.DEFINE_list("save", "png,npz", "png, npz, both, or latents (to decode later).", **_at)
+AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Directory of a latent model's autoencoder.", **_at)
+AUTO = flags.DEFINE_string("auto_checkpoint", None, "Weaker checkpoint, for autoguidance.", **_at)
+# Other things than a folder of samples.
+COMPARE = flags.DEFINE_bool("compare", False, "One picture of none / CFG / IG / IG+CFG on the same noise.", **_at)
+MAP = flags.DEFINE_string("map", None, "One picture over two scales: ig:1,1.5,2;cfg:1,1.25.", **_at)
+GAP = flags.DEFINE_bool("gap", False, "One picture of |D_f - D_i| along the trajectory.", **_at)
+DECODE = flags.DEFINE_string("decode", None, "Folder of saved latents to make images of; no checkpoint.", **_at)
+# Left out, each of these takes the value of the preset, or in the checkpoint's config (config.sample).
+PRESET = flags.DEFINE_string("preset", None, f"A published recipe: {', '.join(PRESETS)}.", **_at)
+_RECIPE = {
+    "solver": flags.DEFINE_string("solver", None, f"{', '.join(SOLVERS)}.", **_at),
+    "steps": flags.DEFINE_integer("steps", None, "Steps of the time grid.", **_at),
+    "ig_scale": flags.DEFINE_string("ig_scale", None, "w of internal guidance.", **_at),
+    "cfg_scale": flags.DEFINE_string("cfg_scale", None, "s of classifier-free guidance.", **_at),
+    "prefix_scale": flags.DEFINE_string(
+        "prefix_scale", None, "Guidance against the null label run up to the intermediate head.", **_at),
+    "auto_scale": flags.DEFINE_string("auto_scale", None, "Guidance against --auto_checkpoint.", **_at),
+    "ig_interval": flags.DEFINE_list("ig_interval", None, "Where IG is on: lo,hi in sigma-time.", **_at),
+    "cfg_interval": flags.DEFINE_list("cfg_interval", None, "Where CFG is on.", **_at),
+    "prefix_interval": flags.DEFINE_list("prefix_interval", None, "Where prefix guidance is on.", **_at),
+    "auto_interval": flags.DEFINE_list("auto_interval", None, "Where autoguidance is on.", **_at),
+    "ig_head": flags.DEFINE_list("ig_head", None, "Index of the weak head, or weights of all.", **_at),
+    "cfg_channels": flags.DEFINE_string("cfg_channels", None, "all, or first_three (a legacy).", **_at),
+    "shift": flags.DEFINE_float("shift", None, "Time shift of an ODE grid; 1 is off.", **_at),
+    "diffusion_form": flags.DEFINE_string(
+        "diffusion_form", None, f"SDE: {', '.join(generate.samplers.DIFFUSION_FORMS)}.", **_at),
+    "diffusion_norm": flags.DEFINE_float("diffusion_norm", None, "SDE: factor of the diffusion.", **_at),
+    "last_step": flags.DEFINE_string("last_step", None, "SDE: mean, tweedie, euler or none.", **_at),
+    "last_step_size": flags.DEFINE_float("last_step_size", None, "SDE: sigma-time of the last step.", **_at),
+    "eta": flags.DEFINE_float("eta", None, "ddim: 0 draws no noise, 1 as much as ddpm.", **_at),
+    "clip": flags.DEFINE_bool("clip", None, "ddpm, ddim: denoised data to [-1, 1], for pixels.", **_at),
+    "spacing": flags.DEFINE_string("spacing", None, "ddpm, ddim: even, or ddim (every k-th).", **_at),
+    "rtol": flags.DEFINE_float("rtol", None, "dopri5: relative tolerance.", **_at),
+    "atol": flags.DEFINE_float("atol", None, "dopri5: absolute tolerance.", **_at),
+}
 
 
 def main() -> None:
+    processes.initialize()
     for flag, least in ((NUM, 1), (BATCH, 1), (SEED, 0)):
         check(flag.value >= least, f"--{flag.name}", flag.value, f"at least {least}")
     check(SEED.value < 2**31, "--seed", SEED.value, "less than 2^31")
-    cli.required(CHECKPOINT), cli.required(OUT)
-    model = pretrained.load(CHECKPOINT.value, ema=EMA.value)
-    recipe = chosen_recipe(model.recipe)
-    recipe.check_model(model.experiment.model)
+    cli.required(OUT)
+    kind = _kind()
+    check(kind == "samples" or jax.process_count() == 1, f"--{kind} processes", jax.process_count(), "1")
+    folder = Folder(OUT.value, NUM.value, SAVE.value if kind in ("samples", "decode") else KINDS[:1])
+    if kind == "decode":
+        return decode_latents(folder)
+    cli.required(CHECKPOINT)
+    model = pretrained.load(CHECKPOINT.value, ema=EMA.value, autoencoder=AUTOENCODER.value,
+                            auto_checkpoint=AUTO.value)
+    recipe = chosen_recipe(model)
+    model.check(recipe)
+    axes = looking.parse_axes(MAP.value) if kind == "map" else None
     labels = labels_for(np.arange(NUM.value), LABELS.value, model.experiment.model.num_classes, SEED.value)
-    record = describe(model, recipe)
-    out = Path(OUT.value).expanduser().absolute()
-    if already_there(out, record):
-        print(f"nothing to do: {out} already holds these images")
+    record = describe(model, recipe, kind=kind, seed=SEED.value, num=NUM.value, labels=LABELS.value,
+                      save=list(folder.save), preset=PRESET.value, map=MAP.value)
+    if nothing_to_do(folder, record):
         return
-    draw = compare if COMPARE.value else write_samples
-    seconds = draw(model, recipe, labels, out)
-    record |= {"images_per_second": round(NUM.value / seconds, 2), "seconds": round(seconds, 2)}
-    # Written last: a directory with a recipe is complete.
-    with images.atomic_file(out / "recipe.json") as file:
-        file.write((json.dumps(record, indent=2) + "\n").encode())
-    print(f"wrote {out}: {NUM.value} images, {NUM.value / seconds:.1f} images/s")
-
-
-def chosen_recipe(default: Recipe) -> Recipe:
-    """The checkpoint's recipe with the flags that were given put over it."""
-    given = {
-        "solver": SOLVER.value, "steps": STEPS.value, "ig_scale": IG_SCALE.value, "cfg_scale": CFG_SCALE.value,
-        "ig_interval": _interval(IG_INTERVAL), "cfg_interval": _interval(CFG_INTERVAL),
-    }
-    return dataclasses.replace(default, **{key: value for key, value in given.items() if value is not None})
-
-
-def _interval(flag: flags.FlagHolder) -> tuple[float, float] | None:
-    if flag.value is None:
-        return None
-    try:
-        low, high = (float(part) for part in flag.value)
-    except ValueError:
-        raise UserError(f"--{flag.name}={','.join(flag.value)!r} must be lo,hi such as 0.3,1") from None
-    return low, high
-
-
-def describe(model: pretrained.Pretrained, recipe: Recipe) -> dict:
-    """What fixes the images, as JSON."""
-    return {
-        "checkpoint": {"digest": model.digest, "step": model.step, "ema": model.ema,
-                       "experiment": model.experiment.name},
-        "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
-        "evaluations_per_image": recipe.evaluations_per_image(model.experiment.process.kind),
-        "seed": SEED.value, "num": NUM.value, "labels": LABELS.value, "compare": COMPARE.value,
-        "latents": model.experiment.latents.to_json(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
-    }
-
-
-def already_there(out: Path, record: dict) -> bool:
-    """Whether `out` holds exactly these images.  Raises: UserError when it holds others."""
-    if not out.exists():
-        return False
-    check(out.is_dir(), "--out", str(out), "a directory, not a file")
-    try:
-        found = json.loads((out / "recipe.json").read_text())
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError) as error:
-        raise UserError(f"--out={str(out)!r} has a recipe.json that cannot be read; choose another --out") from error
-    for key in ("checkpoint", "recipe", "seed", "num", "labels", "compare"):
-        if found.get(key) != record[key]:
-            raise UserError(f"--out={str(out)!r} holds images of another {key} ({found.get(key)}); "
-                            "choose another --out")
-    return True
-
-
-def write_samples(model: pretrained.Pretrained, recipe: Recipe, labels: np.ndarray, out: Path) -> float:
-    """PNGs, grid and npz; the seconds the images took."""
-    began, drawn = time.monotonic(), []
-    announce(model, {"recipe": recipe})
-    with Progress(len(labels), "images") as progress:
-        for indices, batch in model.generate(recipe, labels, seed=SEED.value, batch_size=BATCH.value):
-            for index, image in zip(indices, batch):
-                images.write_png(out / f"{index:06d}.png", image)
-            drawn.append(batch)
-            progress.advance(len(batch))
-            progress.show(f"{progress.rate():.1f} images/s")
-    seconds = time.monotonic() - began
-    everything = np.concatenate(drawn)
-    images.write_npz(out / "samples.npz", everything, labels)
-    zoom = max(1, round(images.COMFORTABLE / everything.shape[1]))
-    shown = everything[:100]
-    images.write_png(out / "grid.png", images.grid(shown, columns=min(10, len(shown)), zoom=zoom))
-    return seconds
-
-
-def compare(model: pretrained.Pretrained, recipe: Recipe, labels: np.ndarray, out: Path) -> float:
-    """compare.png: the same noise and labels under none / CFG / IG / IG+CFG; the seconds the images took."""
-    check(recipe.ig_scale != 1 and recipe.cfg_scale != 1, "--compare with (ig_scale, cfg_scale)",
-          (recipe.ig_scale, recipe.cfg_scale), "two scales other than 1", "give --ig_scale and --cfg_scale")
-    variants = {
-        "none\nplain model": dataclasses.replace(recipe, ig_scale=1.0, cfg_scale=1.0),
-        f"CFG\ns {recipe.cfg_scale:g}": dataclasses.replace(recipe, ig_scale=1.0),
-        f"IG\nw {recipe.ig_scale:g}": dataclasses.replace(recipe, cfg_scale=1.0),
-        f"IG + CFG\nw {recipe.ig_scale:g}, s {recipe.cfg_scale:g}": recipe,
-    }
-    began = time.monotonic()
-    announce(model, {title.split("\n")[0]: variant for title, variant in variants.items()})
-    order = np.argsort(labels, kind="stable")
-    panels = {}
-    for title, variant in variants.items():
-        batches = model.generate(variant, labels, seed=SEED.value, batch_size=BATCH.value)
-        panels[title] = np.concatenate([batch for _, batch in batches])[order]
-    classes, counts = np.unique(labels, return_counts=True)
-    check(len(set(counts)) == 1, "--num", NUM.value, f"as many images of each of the {len(classes)} labels drawn",
-          "use --labels=balanced and a multiple of the classes")
+    if kind == "samples":
+        return write_samples(model, recipe, labels, folder, record)
     caption = f"{recipe.solver}, {recipe.steps} steps, seed {SEED.value}, EMA {model.ema}, step {model.step}"
-    picture = images.comparison(panels, row_labels=[model.class_names[c] for c in classes], caption=caption)
-    images.write_png(out / "compare.png", picture)
+    announce(model, recipe, PRESET.value)
+    {"compare": compare, "map": guidance_map, "gap": gap}[kind](model, recipe, labels, folder, caption, axes)
+    folder.write_record(record)
+    print(f"wrote {folder.path / kind}.png")
+
+
+def _kind() -> str:
+    """What was asked for."""
+    asked = {"compare": COMPARE.value, "map": MAP.value, "gap": GAP.value, "decode": DECODE.value}
+    kinds = [kind for kind, on in asked.items() if on]
+    check(len(kinds) <= 1, ", ".join(f"--{kind}" for kind in kinds), len(kinds), "given one at a time")
+    return kinds[0] if kinds else "samples"
+
+
+def chosen_recipe(model: pretrained.Pretrained) -> Recipe:
+    """The preset's or the checkpoint's recipe with the flags that were given put over it."""
+    default = preset(PRESET.value, model.experiment.model) if PRESET.value else model.recipe
+    given = {name: _value(flag) for name, flag in _RECIPE.items() if flag.value is not None}
+    if given.get("solver", default.solver) != default.solver:
+        given = dict.fromkeys(OPTIONS) | given  # options belong to a solver: those of another are not kept
+    return dataclasses.replace(default, **given)
+
+
+def _value(flag: flags.FlagHolder):
+    """A flag's value as Recipe takes it."""
+    if flag.name.endswith("_scale"):
+        return _number(flag.value)
+    if flag.name == "ig_head":
+        return int(flag.value[0]) if len(flag.value) == 1 and flag.value[0].isdigit() else _numbers(flag)
+    return _numbers(flag, 2) if flag.name.endswith("_interval") else flag.value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _numbers(flag: flags.FlagHolder, count: int | None = None) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in flag.value)
+    except ValueError:
+        numbers = ()
+    if not numbers or count not in (None, len(numbers)):
+        example = "lo,hi such as 0.3,1" if count else "an index, or weights such as 0.5,0.5"
+        raise UserError(f"--{flag.name}={','.join(flag.value)!r} must be {example}")
+    return numbers
+
+
+def write_samples(model, recipe: Recipe, labels: np.ndarray, folder: Folder, record: dict) -> None:
+    """The folder of samples."""
+    e, latents_only = model.experiment, folder.save == ("latents",)
+    if not latents_only:
+        decode.check_decodable(e.latents, model.autoencoder)
+        folder.check_space(model.image_shape)
+    announce(model, recipe, PRESET.value)
+
+    def weights(evaluations: list[np.ndarray]) -> np.ndarray:
+        pieces = recipe.method.pieces(e.process.kind, recipe.guidance.edges())
+        each = [recipe.weight((t + end) / 2, e.model, model.weak_model) for t, end in pieces]
+        return sum(weight * counts for weight, counts in zip(each, evaluations))
+
+    produce(
+        folder, record, labels,
+        draw=lambda indices: model.draw(recipe, labels[indices], seed=SEED.value, batch_size=BATCH.value,
+                                        indices=indices),
+        finish=(lambda x: x) if latents_only else model.decode,
+        check=lambda x: generate.check_finite(x, recipe),
+        weights=None if hasattr(recipe.method, "rows") else weights,
+    )
+
+
+def decode_latents(folder: Folder) -> None:
+    """Images of what --save=latents wrote; needs only that folder and the autoencoder."""
+    source, found = Folder(DECODE.value, 1, ("latents",)), None
+    if source.path.is_dir():
+        found = source.record()
+    check(found is not None and found["save"] == ["latents"] and bool(found["finished"]),
+          "--decode", DECODE.value, "a finished folder that --save=latents wrote")
+    check("latents" not in folder.save, "--save", "latents", "png, npz or both to decode")
+    scaling, mesh = LatentScaling.from_json(found["latents"]), make_mesh()
+    autoencoder = decode.load_autoencoder(AUTOENCODER.value, scaling) if AUTOENCODER.value else None
+    decoder, labels = decode.make_decoder(mesh, scaling, autoencoder), source.labels()
+    folder = Folder(folder.path, len(labels), folder.save)
+    folder.check_space(decode.image_shape(source.read(0).shape, autoencoder))
+    record = found | {"kind": "decode", "save": list(folder.save), "finished": None}
+    if nothing_to_do(folder, record):
+        return
+    produce(
+        folder, record, labels, finish=decoder, check=lambda x: None, weights=None,
+        draw=lambda indices: generate.read_batches(source.read, indices, mesh, BATCH.value),
+    )
+
+
+def compare(model, recipe, labels, folder, caption, axes) -> None:
+    """compare.png and one archive for each variant."""
+    picture, panels = looking.compare(_drawer(model, labels), recipe, labels, model.class_names, caption)
+    images.write_png(folder.path / "compare.png", picture)
+    order = np.argsort(labels, kind="stable")
     for title, panel in panels.items():
         name = title.split("\n")[0].lower().replace(" + ", "_")
-        images.write_npz(out / f"{name}.npz", panel, labels[order])
-    return time.monotonic() - began
+        images.write_npz(folder.path / f"{name}.npz", panel, labels[order])
 
 
-def announce(model: pretrained.Pretrained, recipes: dict[str, Recipe]) -> None:
-    """What is about to happen."""
-    print(f"checkpoint  step {model.step}, EMA {model.ema}, sha256 {model.digest[:12]}")
-    print(f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}")
-    for title, recipe in recipes.items():
-        print(f"{title:<11} {recipe.solver} {recipe.steps} steps, "
-              f"{recipe.evaluations_per_image(model.experiment.process.kind)} evaluations an image; "
-              f"IG {recipe.ig_scale:g} on ({recipe.ig_interval[0]:g}, {recipe.ig_interval[1]:g}], "
-              f"CFG {recipe.cfg_scale:g} on ({recipe.cfg_interval[0]:g}, {recipe.cfg_interval[1]:g}]", flush=True)
+def guidance_map(model, recipe, labels, folder, caption, axes) -> None:
+    """map.png."""
+    for row in looking.map_recipes(recipe, axes):
+        for place in row:
+            model.check(place)
+    picture = looking.guidance_map(_drawer(model, labels), recipe, axes, caption)
+    images.write_png(folder.path / "map.png", picture)
+
+
+def gap(model, recipe, labels, folder, caption, axes) -> None:
+    """gap.png."""
+    e = model.experiment
+    program = generate.Program.of(recipe, e.model, e.process, model.weak_model)
+    found = looking.gap_along(program, model.params, recipe.scales, labels, SEED.value)
+    decodable = model.autoencoder is not None or not decode.needs_autoencoder(e.latents)
+    names = [model.class_names[label] for label in labels]
+    images.write_png(folder.path / "gap.png",
+                     looking.gap_picture(found, model.to_images if decodable else None, names, caption))
+
+
+def _drawer(model: pretrained.Pretrained, labels: np.ndarray) -> looking.Draw:
+    return lambda recipe: model.sample(recipe, labels, seed=SEED.value, batch_size=BATCH.value)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ def main() -> None:
     experiment = bind(Experiment, cli.required(CONFIG))
     workdir = cli.required(WORKDIR)
     cli.quiet_libraries()
-    from ig_jax.training.loop import train  # late: brings TensorFlow, and bad input should fail at once
+    from ig_jax.training.loop import (
+        train,  # late: brings TensorFlow, and bad input should fail at once
+    )
 
     train(experiment, workdir)
 

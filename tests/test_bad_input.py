@@ -6,8 +6,8 @@ import shutil
 import sys
 
 import pytest
-
 import toy
+
 from ig_jax import cli
 
 CONFIG = "--config=configs/digits.py"

@@ -10,8 +10,8 @@ import time
 
 import jax
 import pytest
-
 import toy
+
 from ig_jax import pretrained
 from ig_jax.errors import BAD_INPUT, RESUMABLE
 

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from ig_jax.config import Experiment, bind
+from ig_jax.diffusion.randomness import Purpose
+from ig_jax.diffusion.solvers import SOLVERS
+from ig_jax.generation import generate
 from ig_jax.models import dit, zoo
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +43,13 @@ def batch(count: int = 16, config: dit.DiTConfig = MODEL, seed: int = 0) -> dict
     a, b = jax.random.split(jax.random.key(seed))
     shape = (count, config.input_size, config.input_size, config.channels)
     return {"image": jnp.tanh(jax.random.normal(a, shape)), "label": jax.random.randint(b, (count,), 0, config.num_classes)}
+
+
+def sample_latents(params, seed, indices, labels, scales, *, model, process, solver, steps, guidance) -> jax.Array:
+    """Latents of the samples `indices` with `labels`, by a solver with its own defaults."""
+    program = generate.Program(model, process, SOLVERS[solver](), steps, guidance)
+    x = generate.normal(seed, Purpose.SAMPLE_NOISE, indices, program.shape)
+    return generate.integrate(program, params, {}, seed, indices, labels, scales, x)[0]
 
 
 def load_config(name: str, arg: str = ""):

@@ -1,21 +1,21 @@
 """DiT's samplers: ancestral DDPM and DDIM over a respaced chain, under the contract of samplers.Solver.
 
-Their field is `guided_noise`, (x, timestep, region) -> (eps, variance output), in place of a velocity.
-Guidance is looked up at sigma-time (n + 1) / 1000, the clock in which these betas are the "vp" path.
+Their field is `noise_field`, (x, timestep, region) -> (eps, variance output), in place of a velocity. Guidance
+lives in sigma-time (n + 1) / 1000, the clock in which these betas are the "vp" path.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ig_jax.diffusion import gaussian
-from ig_jax.diffusion.guidance import Guidance, Region, Scales, classifier_free, internal
+from ig_jax.diffusion.guidance import Network, Region
 from ig_jax.diffusion.samplers import Row
 from ig_jax.errors import check
-from ig_jax.models.dit import DiTOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _OverChain:
 class Ddpm(_OverChain):
     """The mean of the posterior given the denoised data, plus noise of the learned variance."""
 
-    stochastic = True
+    stochastic: ClassVar[bool] = True
 
     def _tables(self, chain: gaussian.Chain) -> dict[str, np.ndarray]:
         return {"data": chain.data_weight, "x": chain.state_weight,
@@ -104,34 +104,24 @@ class Ddim(_OverChain):
         return state + scalars["noise"] * noise if self.stochastic and kind == "step" else state
 
 
-ddpm, ddim = Ddpm(), Ddim()
-SOLVERS = {"ddpm": ddpm, "ddim": ddim}
+SOLVERS: dict[str, type] = {"ddpm": Ddpm, "ddim": Ddim}
 
 
-def guided_noise(
-    model: Callable[[jax.Array, jax.Array, jax.Array], DiTOutput],
-    labels: jax.Array,
-    null_label: int,
-    guidance: Guidance,
-    scales: Scales,
+def in_sigma_time(network: Network) -> Network:
+    """A network of timesteps 0..999 as one of sigma-times, for guidance that lives in those."""
+    return lambda x, t, y: network(x, jnp.round(t * gaussian.STEPS - 1), y)
+
+
+def noise_field(
+    guided: Callable[[jax.Array, jax.Array, Region], jax.Array],
 ) -> Callable[[jax.Array, jax.Array, Region], tuple[jax.Array, jax.Array]]:
-    """field(x, timestep scalar, region) -> (eps, variance output) [B, H, W, C] float32 of the guided model.
+    """field(x [B, H, W, C], timestep, region) -> (eps, variance output) from guided outputs [B, H, W, 2C].
 
-    IG and CFG move the noise alone; the variance output is the final head's on the conditional branch.
+    Guidance moves the noise alone; the variance output is the final head's on the conditional branch.
     """
 
-    def field(x: jax.Array, t: jax.Array, region: Region) -> tuple[jax.Array, jax.Array]:
-        y = labels
-        if region.cfg:
-            x = jnp.repeat(x, 2, axis=0)
-            y = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
-        predictions, variances = gaussian.split(model(x, jnp.full(y.shape, t, jnp.float32), y))
-        guided = region.ig and predictions.intermediate
-        eps = internal(predictions, scales.ig, guidance.head) if guided else predictions.final
-        variance = variances.final
-        if region.cfg:
-            eps, variance = (a.reshape(-1, 2, *a.shape[1:]) for a in (eps, variance))
-            eps, variance = classifier_free(eps[:, 0], eps[:, 1], scales.cfg), variance[:, 0]
+    def field(x: jax.Array, timestep: jax.Array, region: Region) -> tuple[jax.Array, jax.Array]:
+        eps, variance = jnp.split(guided(x, (timestep + 1) / gaussian.STEPS, region), 2, axis=-1)
         return eps, variance
 
     return field

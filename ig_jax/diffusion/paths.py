@@ -99,3 +99,11 @@ def score_weights(path: str, t) -> tuple:
     """(a, b) of score = a v + b x_t at t in (0, 1], in the type of t."""
     b, a = conversion(path, "velocity", "score", t)
     return a, b
+
+
+def data_end(path: str) -> float:
+    """The sigma-time at which sampling ends: 0, but where the velocity is infinite there (the VP path).
+
+    Source: willisma/SiT transport (sample_eps).
+    """
+    return 1e-3 if path == "vp" else 0.0

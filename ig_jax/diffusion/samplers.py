@@ -4,22 +4,25 @@ A solver turns a number of steps into rows, one for each step: a static kind, th
 guidance is looked up for each evaluation, and scalars computed in float64 on the host. `integrate` cuts the
 rows where kind or guidance region changes and runs each piece as one `lax.scan`, so a doubled batch runs
 only inside its interval and the loop has no branch. To add a solver, write its `rows` and `advance` and
-name it in SOLVERS.
+name it in SOLVERS; the fields of its class are its options, and each is a field of Recipe.
 """
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Hashable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ig_jax.diffusion import paths
+from ig_jax.diffusion.adaptive import DormandPrince
+from ig_jax.errors import check
 
-LAST_STEP = 0.04  # sigma-time of the last SDE step in SiT and in the IG release
+# The SBDM diffusion is infinite at t = 1 but on the VP path. Source: willisma/SiT (sample_eps).
+SBDM_START = 1 - 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,80 +58,235 @@ class _StateIsLatents:
         return state
 
 
-def _grid(steps: int) -> np.ndarray:
-    return np.linspace(1.0, 0.0, steps + 1)
+@dataclasses.dataclass(frozen=True)
+class Ode(_StateIsLatents):
+    """What the solvers of the probability-flow ODE share: the grid.
+
+    shift S bends it: t' -> S t' / (1 + (S - 1) t') on the clock that ends at data, so S < 1 takes smaller
+    steps near the noise; reverse runs from data to noise. Source: hustvl/LightningDiT (timestep_shift).
+    """
+
+    stochastic: ClassVar[bool] = False
+
+    shift: float = 1.0
+    reverse: bool = False
+
+    def __post_init__(self):
+        check(self.shift > 0, "shift", self.shift, "greater than 0 (1 is off)")
+
+    def grid(self, path: str, steps: int) -> np.ndarray:
+        """steps + 1 sigma-times, float64, in the order of integration."""
+        u = np.linspace(1.0, paths.data_end(path), steps + 1)
+        t = u / (self.shift + (1 - self.shift) * u)
+        return t[::-1] if self.reverse else t
+
+    def pairs(self, path: str, steps: int) -> list[tuple[float, float]]:
+        """(t, t_next) of each step."""
+        return list(itertools.pairwise(self.grid(path, steps)))
 
 
-def _euler_row(t: float, t_next: float) -> Row:
-    return Row("euler", (t,), {"t": t, "dt": t_next - t})
+def _slope_step(state, velocities, scalars):
+    return state + scalars["dt"] * velocities[0](state, scalars["t"])
 
 
-class Euler(_StateIsLatents):
-    """x + dt v(x, t) on linspace(1, 0, steps + 1)."""
+def _trapezoid_step(state, velocities, scalars):
+    slope = velocities[0](state, scalars["t"])
+    slope_next = velocities[1](state + scalars["dt"] * slope, scalars["t_next"])
+    return state + scalars["dt"] * (0.5 * slope + 0.5 * slope_next)
 
-    stochastic = False
+
+class Euler(Ode):
+    """x + dt v(x, t): one evaluation a step, first order."""
 
     def rows(self, path, steps):
-        return [_euler_row(t, t_next) for t, t_next in itertools.pairwise(_grid(steps))]
+        return [Row("euler", (t,), {"t": t, "dt": end - t}) for t, end in self.pairs(path, steps)]
 
     def advance(self, kind, velocities, state, scalars, noise):
-        return state + scalars["dt"] * velocities[0](state, scalars["t"])
+        return _slope_step(state, velocities, scalars)
 
 
-class Heun(Euler):
-    """Euler corrected by the mean of the slopes at both ends, on all but the last step: 2 steps - 1 evaluations.
+class Heun(Ode):
+    """Euler corrected by the mean of the slopes at both ends, on all but the last step: 2 steps - 1
+    evaluations.
 
-    Both evaluations of a step take the guidance of its beginning, as the release's loop does.
+    Both evaluations of a step take the guidance of its beginning, as the release's loop does. Second order.
     Source: CVL-UESTC/Internal-Guidance SiT/samplers.py, euler_sampler(heun=True).
     """
 
     def rows(self, path, steps):
-        rows = super().rows(path, steps)
-        return [self._corrected(row) for row in rows[:-1]] + rows[-1:]
-
-    def _corrected(self, row: Row) -> Row:
-        t, dt = row.scalars["t"], row.scalars["dt"]
-        return Row("heun", (t, t), {"t": t, "dt": dt, "t_next": t + dt})
+        *pairs, (t_last, end_last) = self.pairs(path, steps)
+        rows = [Row("heun", (t, t), {"t": t, "dt": end - t, "t_next": end}) for t, end in pairs]
+        return rows + [Row("euler", (t_last,), {"t": t_last, "dt": end_last - t_last})]
 
     def advance(self, kind, velocities, state, scalars, noise):
-        if kind == "euler":
-            return super().advance(kind, velocities, state, scalars, noise)
-        slope = velocities[0](state, scalars["t"])
-        slope_next = velocities[1](state + scalars["dt"] * slope, scalars["t_next"])
-        return state + scalars["dt"] * (0.5 * slope + 0.5 * slope_next)
+        return (_slope_step if kind == "euler" else _trapezoid_step)(state, velocities, scalars)
 
 
-class EulerMaruyama(_StateIsLatents):
-    """The reverse SDE with diffusion g^2 = 2t on linspace(1, 0.04, steps), then one noiseless step to 0.
+class Trapezoid(Ode):
+    """Heun on every step, guidance looked up at each evaluation's own time: 2 steps evaluations, second
+    order.
 
-    The drift v - g^2/2 score is affine in v, so guiding the velocity or the drift is the same.
-    Source: CVL-UESTC/Internal-Guidance SiT/samplers.py, euler_maruyama_sampler.
+    LightningDiT counts grid points: its 125 are 124 steps here.
+    Source: hustvl/LightningDiT transport (heun2 of torchdiffeq is the explicit trapezoid).
     """
 
-    stochastic = True
+    def rows(self, path, steps):
+        return [Row("trapezoid", (t, end), {"t": t, "dt": end - t, "t_next": end})
+                for t, end in self.pairs(path, steps)]
+
+    def advance(self, kind, velocities, state, scalars, noise):
+        return _trapezoid_step(state, velocities, scalars)
+
+
+class AdamsBashforth(Ode):
+    """The line through this slope and the one before, on steps of any length: one evaluation a step, second
+    order.
+
+    The first step is Euler's. Where a guidance interval begins or ends the slope before belongs to another
+    field, which costs one first-order step.
+    """
 
     def rows(self, path, steps):
-        grid = np.append(np.linspace(1.0, LAST_STEP, steps), 0.0)
-        pairs = list(itertools.pairwise(grid))
-        return [self._row("noisy", path, *pair) for pair in pairs[:-1]] + [self._row("last", path, *pairs[-1])]
+        pairs = self.pairs(path, steps)
+        lengths = [end - t for t, end in pairs]
+        ratios = [0.0] + [length / before for before, length in itertools.pairwise(lengths)]
+        return [Row("ab2", (t,), {"t": t, "now": length * (1 + ratio / 2), "before": -length * ratio / 2})
+                for (t, _), length, ratio in zip(pairs, lengths, ratios)]
 
-    def _row(self, kind: str, path: str, t: float, t_next: float) -> Row:
-        dt, diffusion = t_next - t, 2 * t
+    def start(self, x):
+        return x, jnp.zeros_like(x)
+
+    def advance(self, kind, velocities, state, scalars, noise):
+        x, slope_before = state
+        slope = velocities[0](x, scalars["t"])
+        return x + scalars["now"] * slope + scalars["before"] * slope_before, slope
+
+    def finish(self, state):
+        return state[0]
+
+
+# D(t) of the SDE dx = (v - D score) dt + sqrt(2 D) dw in our clock. Source: willisma/SiT transport/path.py.
+DIFFUSION_FORMS: dict[str, Callable[[str, float, float], float]] = {
+    "constant": lambda path, t, norm: norm,
+    "SBDM": lambda path, t, norm: norm * _sbdm(path, t),
+    "sigma": lambda path, t, norm: norm * paths.coefficients(path, np.float64(t)).sigma,
+    "linear": lambda path, t, norm: norm * t,
+    "decreasing": lambda path, t, norm: 0.25 * (1 - norm * np.cos(np.pi * t)) ** 2,
+    "increasing-decreasing": lambda path, t, norm: norm * np.sin(np.pi * t) ** 2,
+}
+LAST_STEPS = ("mean", "tweedie", "euler", "none")
+
+
+def _sbdm(path: str, t: float) -> float:
+    """Half the squared diffusion of the forward SDE that has this path's marginals."""
+    c = paths.coefficients(path, np.float64(t))
+    return c.sigma * c.d_sigma - c.d_alpha / c.alpha * c.sigma**2
+
+
+@dataclasses.dataclass(frozen=True)
+class EulerMaruyama(_StateIsLatents):
+    """The reverse SDE on linspace(1, last_step_size, steps), then one noiseless step to 0: `steps`
+    evaluations.
+
+    diffusion_form, diffusion_norm: D(t), see DIFFUSION_FORMS; the defaults are the IG release's, g^2 = 2 D
+    = 2t. last_step: "mean" (the drift), "tweedie" (the denoised data), "euler" (the ODE's slope) or "none"
+    (noise to the end of the grid). Drift and score are affine in v, so guiding the velocity or the drift is
+    the same. Source: CVL-UESTC/Internal-Guidance SiT/samplers.py; willisma/SiT transport
+    (Sampler.sample_sde).
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    diffusion_form: str = "linear"
+    diffusion_norm: float = 1.0
+    last_step: str = "mean"
+    last_step_size: float = 0.04
+
+    def __post_init__(self):
+        check(self.diffusion_form in DIFFUSION_FORMS, "diffusion_form", self.diffusion_form,
+              f"one of {', '.join(DIFFUSION_FORMS)}")
+        check(self.diffusion_norm > 0, "diffusion_norm", self.diffusion_norm, "greater than 0")
+        check(self.last_step in LAST_STEPS, "last_step", self.last_step, f"one of {', '.join(LAST_STEPS)}")
+        check(0 < self.last_step_size < 1, "last_step_size", self.last_step_size, "in (0, 1) of sigma-time")
+
+    def rows(self, path, steps):
+        rows = [self._noisy_row(path, t, end) for t, end in itertools.pairwise(self._grid(path, steps))]
+        return rows if self.last_step == "none" else rows + [self._last_row(path)]
+
+    def _grid(self, path: str, steps: int) -> np.ndarray:
+        first = SBDM_START if self.diffusion_form == "SBDM" and path != "vp" else 1.0
+        last = paths.data_end(path) if self.last_step == "none" else self.last_step_size
+        return np.linspace(first, last, steps)
+
+    def _diffusion(self, path: str, t: float) -> float:
+        return DIFFUSION_FORMS[self.diffusion_form](path, t, self.diffusion_norm)
+
+    def _drift(self, path: str, t: float) -> tuple[float, float]:
+        """(a, b) of the drift v - D score = a v + b x."""
         score_v, score_x = paths.score_weights(path, np.float64(t))
-        drift = {"v": dt * (1 - 0.5 * diffusion * score_v), "x": 1 - dt * 0.5 * diffusion * score_x}
-        return Row(kind, (t,), {"t": t, **drift, "noise": np.sqrt(diffusion * abs(dt))})
+        diffusion = self._diffusion(path, t)
+        return 1 - diffusion * score_v, -diffusion * score_x
+
+    def _noisy_row(self, path: str, t: float, end: float) -> Row:
+        dt = end - t
+        drift_v, drift_x = self._drift(path, t)
+        noise = np.sqrt(2 * self._diffusion(path, t) * abs(dt))
+        return Row("noisy", (t,), {"t": t, "v": dt * drift_v, "x": 1 + dt * drift_x, "noise": noise})
+
+    def _last_row(self, path: str) -> Row:
+        t = size = self.last_step_size
+        drift_v, drift_x = self._drift(path, t)
+        v, x = -size * drift_v, 1 - size * drift_x
+        if self.last_step == "euler":
+            v, x = -size, 1.0
+        if self.last_step == "tweedie":  # (x + sigma^2 score) / alpha
+            c = paths.coefficients(path, np.float64(t))
+            score_v, score_x = paths.score_weights(path, np.float64(t))
+            v, x = c.sigma**2 * score_v / c.alpha, (1 + c.sigma**2 * score_x) / c.alpha
+        return Row("last", (t,), {"t": t, "v": v, "x": x})
 
     def advance(self, kind, velocities, state, scalars, noise):
         state = scalars["x"] * state + scalars["v"] * velocities[0](state, scalars["t"])
         return state if kind == "last" else state + scalars["noise"] * noise
 
 
-SOLVERS: dict[str, Solver] = {"euler": Euler(), "heun": Heun(), "sde": EulerMaruyama()}
+class HeunSde(EulerMaruyama):
+    """The noise first, then a trapezoid of the drift from the noised point: two evaluations a step.
+
+    Source: willisma/SiT transport/integrators.py (the Heun step of its SDE).
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.last_step != "none", "last_step", self.last_step,
+              "mean, tweedie or euler for the solver sde_heun",
+              "its corrector would need the score at the end, where it is infinite")
+
+    def _noisy_row(self, path, t, end):
+        (v, x), (v_next, x_next) = self._drift(path, t), self._drift(path, end)
+        noise = np.sqrt(2 * self._diffusion(path, t) * abs(end - t))
+        return Row("noisy", (t, end), {"t": t, "t_next": end, "dt": end - t, "noise": noise,
+                                       "v": v, "x": x, "v_next": v_next, "x_next": x_next})
+
+    def advance(self, kind, velocities, state, scalars, noise):
+        if kind == "last":
+            return super().advance(kind, velocities, state, scalars, noise)
+        noised = state + scalars["noise"] * noise
+        drift = scalars["v"] * velocities[0](noised, scalars["t"]) + scalars["x"] * noised
+        ahead = noised + scalars["dt"] * drift
+        drift_next = scalars["v_next"] * velocities[1](ahead, scalars["t_next"]) + scalars["x_next"] * ahead
+        return noised + scalars["dt"] * (0.5 * drift + 0.5 * drift_next)
 
 
-def evaluations(solver: str, path: str, steps: int) -> int:
-    """Network evaluations of one branch for one image."""
-    return sum(len(row.lookup) for row in SOLVERS[solver].rows(path, steps))
+SOLVERS: dict[str, type] = {
+    "euler": Euler,
+    "heun": Heun,
+    "trapezoid": Trapezoid,
+    "ab2": AdamsBashforth,
+    "dopri5": DormandPrince,
+    "sde": EulerMaruyama,
+    "sde_heun": HeunSde,
+}
 
 
 def integrate(
@@ -139,17 +297,18 @@ def integrate(
     *,
     region: Callable[[float], Hashable] = lambda t: None,
     noise: Callable[[jax.Array], jax.Array] | None = None,
+    first: int = 0,
 ) -> jax.Array:
-    """Latents at t = 0 from noise x [B, H, W, C] float32 at t = 1.
+    """Latents at the end of the rows from latents x [B, H, W, C] float32 at their beginning.
 
-    `velocity(x, t, region)` is the field, `region(t)` its static regime at a grid time, `noise(step)` a standard
-    normal [B, H, W, C] for a stochastic solver.
+    `velocity(x, t, region)` is the field, `region(t)` its static regime at a grid time, `noise(step)` a
+    standard normal [B, H, W, C] for a stochastic solver; `first` is the step that the first row is.
     """
     state, done = solver.start(x), 0
     regimes = [(row.kind, tuple(region(t) for t in row.lookup)) for row in rows]
     for (kind, regions), group in itertools.groupby(regimes):
         count = len(list(group))
-        piece, first = rows[done : done + count], done
+        piece, step_index = rows[done : done + count], first + done + jnp.arange(count)
         done += count
         velocities = [functools.partial(velocity, region=r) for r in regions]
 
@@ -161,5 +320,6 @@ def integrate(
         scalars = {
             name: jnp.asarray([row.scalars[name] for row in piece], jnp.float32) for name in piece[0].scalars
         }
-        state, _ = jax.lax.scan(step, state, (first + jnp.arange(count), scalars))
+        state, _ = jax.lax.scan(step, state, (step_index, scalars))
     return solver.finish(state)
+

@@ -2,4 +2,4 @@
 
 from ig_jax.diffusion import gaussian_samplers, samplers
 
-SOLVERS: dict[str, samplers.Solver] = samplers.SOLVERS | gaussian_samplers.SOLVERS
+SOLVERS: dict[str, type] = samplers.SOLVERS | gaussian_samplers.SOLVERS

@@ -4,7 +4,8 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -70,6 +71,21 @@ def write_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray) -
           f"{labels.dtype} {labels.shape}", f"integers of shape {images.shape[:1]}, one for each image")
     with atomic_file(path) as file:
         np.savez(file, arr_0=images, arr_1=labels.astype(np.int64))
+
+
+def stream_npz(path: str | os.PathLike, images: Iterable[np.ndarray], labels: np.ndarray) -> None:
+    """As write_npz, from images uint8 (H,W,C) that come one by one, as many as there are labels."""
+    images = iter(images)
+    first = np.asarray(next(images))
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *first.shape)}
+            np.lib.format.write_array_header_1_0(member, header)
+            member.write(first.tobytes())
+            for image in images:
+                member.write(image.tobytes())
+        with archive.open("arr_1.npy", "w") as member:
+            np.lib.format.write_array(member, np.asarray(labels, np.int64))
 
 
 def grid(images: np.ndarray, *, columns: int, zoom: int = 1, gap: int = 4) -> np.ndarray:

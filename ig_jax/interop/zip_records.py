@@ -8,7 +8,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ig_jax.interop.tensor_storage import LIMIT_INDEX_BYTES, SAVE_AGAIN, SourceFile, shown
+from ig_jax.interop.tensor_storage import (
+    LIMIT_INDEX_BYTES,
+    SAVE_AGAIN,
+    SourceFile,
+    shown,
+)
 
 _CHUNK_BYTES = 8 << 20
 _TORCH_ALIGNMENT = 64  # bytes; torch.save aligns storages so that they can be mapped

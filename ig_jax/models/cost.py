@@ -3,6 +3,7 @@
 The compiler's own count sees the body of a loop once, so speed and utilisation are always stated in these.
 """
 
+import dataclasses
 import math
 
 from ig_jax.models.dit import FROZEN, DiTConfig, shapes
@@ -40,3 +41,9 @@ def forward_macs(config: DiTConfig) -> int:
 def train_step_flops(config: DiTConfig, global_batch: int, *, ema_forward: bool) -> int:
     """FLOPs of one train step: forward, twice that backward, and one EMA forward where the target needs it."""
     return 2 * forward_macs(config) * global_batch * (4 if ema_forward else 3)
+
+
+def prefix_macs(config: DiTConfig, head: int) -> int:
+    """Multiply-accumulates of one forward pass that stops after the intermediate head with index `head`."""
+    heads = config.inter_depth[: head + 1]
+    return forward_macs(dataclasses.replace(config, depth=heads[-1], inter_depth=heads)) - head_macs(config)

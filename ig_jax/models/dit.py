@@ -99,8 +99,8 @@ CHOICES = {
 class DiTOutput(NamedTuple):
     """Both predictions of one forward pass, each [B, H, W, C] float32."""
 
-    final: jax.Array
-    intermediate: tuple[jax.Array, ...]  # one for each entry of inter_depth
+    final: jax.Array | None  # None where the network ran only up to an intermediate head
+    intermediate: tuple[jax.Array, ...]  # one for each entry of inter_depth that was reached
 
 
 class Block(nnx.Module):
@@ -163,7 +163,7 @@ class DiT(nnx.Module):
         inter_init = layers.zeros if c.inter_head_init == "zero" else layers.xavier_uniform
         self.inter_heads = nnx.List([Head(c, init=inter_init, rngs=rngs) for _ in c.inter_depth])
 
-    def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> DiTOutput:
+    def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array, until_head: int | None = None) -> DiTOutput:
         c = self.config
         reversed_clock = c.clock == "noise_at_0"
         cond = self.time_embed(1 - t if reversed_clock else t) + self.label_embed(y)
@@ -175,6 +175,8 @@ class DiT(nnx.Module):
             tokens = self._run(self.blocks[done:depth], tokens, cond, rope)
             intermediate.append(self._read(head, tokens, cond))
             done = depth
+            if len(intermediate) - 1 == until_head:
+                return DiTOutput(None, tuple(intermediate))
         tokens = self._run(self.blocks[done:], tokens, cond, rope)
         return DiTOutput(self._read(self.final_head, tokens, cond), tuple(intermediate))
 
@@ -229,12 +231,17 @@ def shapes(config: DiTConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return jax.eval_shape(functools.partial(init, config), jax.random.key(0))
 
 
-def apply(config: DiTConfig, params: dict[str, jax.Array], x: jax.Array, t: jax.Array, y: jax.Array) -> DiTOutput:
+def apply(
+    config: DiTConfig, params: dict[str, jax.Array], x: jax.Array, t: jax.Array, y: jax.Array,
+    until_head: int | None = None,
+) -> DiTOutput:
     """Both outputs for latents x [B, H, W, C], times t [B] in [0, 1] and labels y [B] in 0..num_classes.
 
     The velocity of the linear or cosine path in our clock (t = 1 is noise), or what the weights predict
     otherwise; with sigma_channels="variance" the last C channels are the variance output of DiT.
+    `until_head` (an index into inter_depth) stops after that head: `final` is then None and the blocks
+    above it cost nothing.
     """
     graphdef, names = _abstract(config)
     state = nnx.from_flat_state({path: nnx.Param(params[name]) for name, path in names.items()})
-    return nnx.merge(graphdef, state)(x, t, y)
+    return nnx.merge(graphdef, state)(x, t, y, until_head)

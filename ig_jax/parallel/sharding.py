@@ -58,6 +58,11 @@ def on_mesh(mesh: Mesh):
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def no_mesh():
+    """A context inside of `on_mesh` in which the constraints below do nothing, for one image at a time."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
 def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return array

@@ -12,7 +12,8 @@ from ig_jax.config import Experiment
 from ig_jax.data import pipeline
 from ig_jax.errors import Diverged, Preempted
 from ig_jax.generation import images
-from ig_jax.generation.generate import generate, labels_for
+from ig_jax.generation.generate import generate
+from ig_jax.generation.labels import labels_for
 from ig_jax.models import cost, dit
 from ig_jax.parallel.mesh import check_batch, make_mesh
 from ig_jax.parallel.sharding import batch_sharding

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy import sample_latents
 
 from ig_jax.diffusion import paths
 from ig_jax.diffusion.guidance import Guidance, Scales
 from ig_jax.diffusion.process import PREDICTIONS, ProcessConfig
 from ig_jax.errors import UserError
-from ig_jax.generation.generate import sample_latents
 from ig_jax.models import dit, zoo
 from ig_jax.models.dit import DiTOutput
 
@@ -82,7 +82,7 @@ def test_velocities_are_finite_at_both_ends_of_a_grid(kind, prediction):
 @pytest.mark.parametrize("kind, prediction", [("linear", "noise"), ("cosine", "data"), ("vp", "noise")])
 def test_samples_of_a_network_that_knows_a_gaussian_are_that_gaussian(monkeypatch, kind, prediction):
     # x ~ N(0.6, 0.5^2) per number; the exact E[x | x_t] or E[eps | x_t] integrated by Heun gives it back.
-    def network(model, params, x_t, t, y):
+    def network(model, params, x_t, t, y, until_head=None):
         c = paths.coefficients(kind, t[:, None, None, None])
         centred = (x_t - c.alpha * 0.6) / (c.alpha**2 * 0.25 + c.sigma**2)
         out = {"data": 0.6 + 0.25 * c.alpha * centred, "noise": c.sigma * centred}[prediction]

@@ -8,7 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ig_jax.interop.weight_files import LazyTensor, open_weights, write_safetensors, write_torch
+from ig_jax.interop.weight_files import (
+    LazyTensor,
+    open_weights,
+    write_safetensors,
+    write_torch,
+)
 
 torch = pytest.importorskip(
     "torch", reason="torch is not installed; pip install torch==2.13.0 for these tests"

@@ -20,7 +20,12 @@ import pytest
 import safetensors.numpy
 
 from ig_jax.errors import UserError
-from ig_jax.interop.weight_files import LazyTensor, open_weights, write_safetensors, write_torch
+from ig_jax.interop.weight_files import (
+    LazyTensor,
+    open_weights,
+    write_safetensors,
+    write_torch,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_weight_files as hostile  # noqa: E402

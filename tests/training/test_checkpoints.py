@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import toy
+
 from ig_jax import pretrained
 from ig_jax.errors import UserError
 from ig_jax.parallel.mesh import make_mesh

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import toy
+
 from ig_jax.errors import UserError
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.parallel.sharding import batch_sharding
@@ -15,7 +15,6 @@ from ig_jax.training import step as step_lib
 from ig_jax.training.optimizer import make_optimizer
 from ig_jax.training.state import TrainState, born_sharded, partition, state_layout
 from ig_jax.training.step import make_train_step
-
 
 PROCESS = toy.experiment().process
 
