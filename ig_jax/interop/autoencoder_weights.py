@@ -19,6 +19,8 @@ from ig_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 # model, the projection its features are compared in, a moving average the published loader ignores too.
 IGNORED_PREFIXES = ("loss.", "foundation_model.", "linear_proj.", "model_ema.")
 
+_LIMIT_DEPTH = 16  # a file can name thousands, which would take minutes to trace; the published ones have 5
+
 # Our path component -> theirs; a component that is not listed keeps its name.
 _LDM = {
     "blocks": "block", "attentions": "attn", "downsample": "downsample.conv", "upsample": "upsample.conv",
@@ -91,9 +93,12 @@ def recognise(state: Mapping, groups: int = 32) -> AutoencoderConfig:
         return n
 
     levels = count("encoder", "down", end=("blocks", 0, "conv1"))
+    layers = count("encoder", "down", 0, "blocks", end=("conv1",))
+    for name, found in (("levels", levels), ("blocks a level", layers)):
+        check(found <= _LIMIT_DEPTH, f"autoencoder {name}", found, f"at most {_LIMIT_DEPTH}")
     return AutoencoderConfig(
         channels=tuple(shape("encoder", "down", i, "blocks", 0, "conv1")[0] for i in range(levels)),
-        layers=count("encoder", "down", 0, "blocks", end=("conv1",)),
+        layers=layers,
         latent_channels=shape("decoder", "conv_in")[1],
         groups=groups,
         attention_levels=tuple(
@@ -108,27 +113,32 @@ def to_params(state: Mapping, config: AutoencoderConfig) -> dict:
 
     Raises: UserError naming the first missing, misshapen (stored and wanted shape) or extra tensor.
     """
+    check_complete(state, config)  # all shapes before the first byte is read
     weights, naming = weights_of(state), naming_of(state)
-    places = {_published_name(path, config, naming): (path, leaf.shape) for path, leaf in _leaves(config)}
-    for name, (_, ours) in places.items():  # all shapes before the first byte is read
-        wanted = _published_shape(ours, naming)
+
+    def read(path: tuple, ndim: int) -> np.ndarray:
+        array = weights[_published_name(path, config, naming)].read()
+        return _to_ours(np.asarray(array, np.float32), ndim)
+
+    return _nested({path: read(path, len(leaf.shape)) for path, leaf in _leaves(config)})
+
+
+def check_complete(state: Mapping, config: AutoencoderConfig) -> None:
+    """Raise UserError naming the first missing, misshapen (stored and wanted shape) or extra tensor."""
+    weights, naming = weights_of(state), naming_of(state)
+    wanted = {_published_name(path, config, naming): _published_shape(leaf.shape, naming)
+              for path, leaf in _leaves(config)}
+    for name, shape in wanted.items():
         if name not in weights:
-            raise UserError(f"tensor {name} of shape {wanted} is missing; "
+            raise UserError(f"tensor {name} of shape {shape} is missing; "
                             "the file is incomplete or of another family")
         stored = tuple(weights[name].shape)
-        check(stored == wanted, f"{name} shape", stored, f"{wanted}", "the file is of another size or family")
-    extra = [name for name in weights if name not in places]
+        check(stored == shape, f"{name} shape", stored, f"{shape}", "the file is of another size or family")
+    extra = [name for name in weights if name not in wanted]
     if extra:
         shape = tuple(weights[extra[0]].shape)
         raise UserError(f"tensor {extra[0]!r:.100} of shape {shape} has no place in {config}; "
                         "the file is of another size or family")
-    params: dict = {}
-    for name, (path, ours) in places.items():
-        node = params
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = _to_ours(np.asarray(weights[name].read(), np.float32), len(ours))
-    return params
 
 
 def to_published(params: dict, config: AutoencoderConfig, naming: str) -> dict[str, np.ndarray]:
@@ -148,6 +158,32 @@ def to_published(params: dict, config: AutoencoderConfig, naming: str) -> dict[s
         array = _to_theirs(np.asarray(node, np.float32))
         published[name] = np.ascontiguousarray(array.reshape(_published_shape(leaf.shape, naming)))
     return published
+
+
+def flattened(params: dict) -> dict[str, jax.Array]:
+    """A parameter tree by dotted name, the form in which it is stored; `nested` is the way back."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def flat_shapes(config: AutoencoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Dotted name, shape and dtype of every parameter of Autoencoder(config), nothing allocated."""
+    return {".".join(map(str, path)): leaf for path, leaf in _leaves(config)}
+
+
+def nested(flat: Mapping[str, jax.Array], config: AutoencoderConfig) -> dict:
+    """The parameter tree of Autoencoder(config) from its dotted names."""
+    return _nested({path: flat[".".join(map(str, path))] for path, _ in _leaves(config)})
+
+
+def _nested(flat: Mapping[tuple, object]) -> dict:
+    tree: dict = {}
+    for path, leaf in flat.items():
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = leaf
+    return tree
 
 
 @functools.lru_cache(maxsize=8)  # tracing a full-size model takes a second

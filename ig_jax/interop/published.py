@@ -1,17 +1,16 @@
 """Published PyTorch weights of SiT, DiT and LightningDiT, tensor by tensor, to our parameters and back.
 
-One table names every tensor; both directions and the recognition of a file read it. A new family with other
-names is one more entry in `_MODULES`.
+One table names every tensor, for both directions. A new family with other names is one more entry in `_MODULES`.
 """
 
-import math
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from einops import rearrange
 
 from ig_jax.errors import UserError
-from ig_jax.models import dit, zoo
+from ig_jax.models import dit
 from ig_jax.models.layers import rope_table
 
 # Ours -> published, for whole modules; blocks and heads keep their inner structure.
@@ -27,23 +26,14 @@ _HEAD_INSIDE = {"norm": "norm_final"}
 _SWIGLU_INSIDE = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
 ROPE_BUFFERS = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
 
-# Head counts are not in the weights; they follow from the width in every published size.
-_HEADS_BY_WIDTH = {size["width"]: size["num_heads"] for size in zoo.SIZES.values()}
-RELEASE_INTER_DEPTH = 8  # both releases place the head after block 8 and do not store it
-
 
 def published_name(name: str, config: dit.DiTConfig) -> str:
-    """The published name of our parameter `name`.
-
-    Raises: UserError for a second intermediate head, which no published code has.
-    """
+    """The published name of our parameter `name`, of a network with at most one intermediate head."""
     if name == "pos_embed":
         return name
     if name == "label_embed.table":
         return "y_embedder.embedding_table.weight"
     module, _, kind = name.rpartition(".")
-    if module.startswith("inter_heads.") and not module.startswith("inter_heads.0"):
-        raise UserError(f"{name} has no published name; only models with at most one intermediate head can be exported")
     module = _renamed(module, _MODULES)
     if module.startswith("final_layer"):
         module = _renamed_tail(module, _HEAD_INSIDE)
@@ -86,18 +76,38 @@ def to_published(name: str, array: np.ndarray, config: dit.DiTConfig) -> np.ndar
     return np.ascontiguousarray(array)
 
 
+def parameter_shapes(config: dit.DiTConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter; one block and one token are traced, whatever size a file claims.
+
+    Raises: UserError for several intermediate heads, which no published code has.
+    """
+    if len(config.inter_depth) > 1:
+        raise UserError(f"inter_depth={config.inter_depth} has no published form; "
+                        "only a model with at most one intermediate head can be exported")
+    head = (1,) if config.inter_depth else ()
+    small = dataclasses.replace(config, input_size=config.patch_size, depth=1, inter_depth=head)
+    shapes = {name: leaf.shape for name, leaf in dit.shapes(small).items()}
+    shapes["pos_embed"] = (config.side**2, config.width)
+    block = {name: shape for name, shape in shapes.items() if name.startswith("blocks.0.")}
+    rest = {name: shape for name, shape in shapes.items() if name not in block}
+    inside = [(name.removeprefix("blocks.0."), shape) for name, shape in block.items()]
+    return rest | {f"blocks.{i}.{name}": shape for i in range(config.depth) for name, shape in inside}
+
+
 def published_shapes(config: dit.DiTConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the published state dict, RoPE buffers included."""
+    """Name and shape of every tensor of the published state dict, RoPE buffers included.
+
+    Raises: UserError for several intermediate heads.
+    """
     shapes = {}
-    for name, leaf in dit.shapes(config).items():
-        blank = np.broadcast_to(np.float32(0), leaf.shape)
-        if name == "patch_embed.kernel":
-            p = config.patch_size
-            shapes[published_name(name, config)] = (config.width, config.channels, p, p)
-        elif name == "pos_embed":
-            shapes[name] = (1, *leaf.shape)
-        else:
-            shapes[published_name(name, config)] = (blank.T if name.endswith(".kernel") else blank).shape
+    for name, shape in parameter_shapes(config).items():
+        if name == "pos_embed":
+            shape = (1, *shape)
+        elif name == "patch_embed.kernel":
+            shape = (config.width, config.channels, config.patch_size, config.patch_size)
+        elif name.endswith(".kernel"):
+            shape = shape[::-1]
+        shapes[published_name(name, config)] = shape
     if config.rope:
         shapes |= dict.fromkeys(ROPE_BUFFERS, (config.side**2, config.width // config.num_heads))
     return shapes
@@ -115,11 +125,23 @@ def check_complete(shapes: Mapping[str, tuple[int, ...]], config: dit.DiTConfig)
         if name not in shapes:
             if name in ROPE_BUFFERS:
                 continue
-            raise UserError(f"tensor {name} {list(wanted[name])} is missing; the file is not a whole checkpoint")
+            raise UserError(f"tensor {name} {list(wanted[name])} is missing; the file is no whole checkpoint")
         if name not in wanted:
-            raise UserError(f"tensor {name} {list(shapes[name])} belongs to no known part of this network")
+            raise UserError(f"tensor {name:.100} {list(shapes[name])} belongs to no known part of this "
+                            "network; the file is of another code or family")
         if tuple(shapes[name]) != tuple(wanted[name]):
-            raise UserError(f"tensor {name} is {list(shapes[name])}, expected {list(wanted[name])}")
+            raise UserError(f"tensor {name} is {list(shapes[name])}, expected {list(wanted[name])}; "
+                            "the file is of another code or family")
+
+
+def check_rope_buffers(buffers: Mapping[str, np.ndarray], config: dit.DiTConfig) -> None:
+    """Raise UserError where stored rotary tables are not, to rounding, those the network computes."""
+    for name, ours in rope_buffers(config).items():
+        stored = np.asarray(buffers.get(name, ours))
+        rounding = 1e-4 if stored.dtype == np.float32 else 5e-3
+        if not np.allclose(stored.astype(np.float32), ours, rtol=0, atol=rounding):
+            raise UserError(f"tensor {name} holds another rotary embedding than theta 10000 over rows and "
+                            "columns; this variant is not supported")
 
 
 def read_params(state: Mapping[str, Callable[[], np.ndarray]], config: dit.DiTConfig):
@@ -127,86 +149,5 @@ def read_params(state: Mapping[str, Callable[[], np.ndarray]], config: dit.DiTCo
 
     `state` maps a published name to a function that reads the tensor.
     """
-    for name in dit.shapes(config):
+    for name in parameter_shapes(config):
         yield name, to_ours(name, state[published_name(name, config)](), config)
-
-
-def recognise(
-    shapes: Mapping[str, tuple[int, ...]], *, family: str = "", num_heads: int = 0, inter_depth: int = 0
-) -> dict:
-    """The entries of DiTConfig that fit a state dict, from its names and shapes.
-
-    `family`, `num_heads`, `inter_depth` say what the tensors cannot (0 and "" for what is usual).
-    Raises: UserError when the file is no network of this kind, or when it fits two families.
-    """
-    for name in ("pos_embed", "x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.attn.qkv.weight",
-                 "y_embedder.embedding_table.weight", "blocks.0.adaLN_modulation.1.weight"):
-        if name not in shapes:
-            raise UserError(f"tensor {name} is missing: not a SiT, DiT or LightningDiT checkpoint")
-    width, channels, patch, _ = _dims(shapes, "x_embedder.proj.weight", 4)
-    tokens = _dims(shapes, "pos_embed", 3)[1]
-    blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.") and name.split(".")[1].isdigit()}
-    swiglu = "blocks.0.mlp.w12.weight" in shapes
-    heads = num_heads or _HEADS_BY_WIDTH.get(width, 0)
-    if not heads:
-        raise UserError(f"width {width} is no published size, so its number of heads is unknown; give --num_heads")
-    family = _family(shapes, family, channels * patch**2)
-    inter = "final_layer_xr.linear.weight" in shapes
-    hidden_name = "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc1.weight"
-    hidden = _dims(shapes, hidden_name, 2)[1 if swiglu else 0]
-    return {
-        **zoo.FAMILIES[family],
-        "input_size": math.isqrt(tokens) * patch, "channels": channels, "patch_size": patch,
-        "depth": len(blocks), "width": width, "num_heads": heads,
-        "mlp_ratio": 4.0 if swiglu else hidden / width,
-        "num_classes": _dims(shapes, "y_embedder.embedding_table.weight", 2)[0] - 1,
-        "inter_depth": (inter_depth or min(RELEASE_INTER_DEPTH, len(blocks)),) if inter else (),
-        "norm": "rmsnorm" if "blocks.0.norm1.weight" in shapes else "layernorm",
-        "mlp": "swiglu" if swiglu else "gelu",
-        "rope": ROPE_BUFFERS[0] in shapes or family == "lightningdit",
-        "qk_norm": _qk_norm(shapes),
-        "adaln_shift": shapes["blocks.0.adaLN_modulation.1.weight"][0] == 6 * width,
-        "sigma_channels": _sigma_channels(shapes, family, channels * patch**2),
-        "clock": _clock(shapes, family, channels * patch**2),
-    }
-
-
-def _dims(shapes: Mapping[str, tuple[int, ...]], name: str, count: int) -> tuple[int, ...]:
-    if len(shapes[name]) != count:
-        raise UserError(f"tensor {name} is {list(shapes[name])}, expected {count} dimensions")
-    return tuple(shapes[name])
-
-
-def _learned_sigma(shapes, plain_outputs: int) -> bool:
-    return shapes["final_layer.linear.weight"][0] == 2 * plain_outputs
-
-
-def _family(shapes, asked: str, plain_outputs: int) -> str:
-    if asked and asked not in zoo.FAMILIES:
-        raise UserError(f"--family={asked!r} must be one of {', '.join(zoo.FAMILIES)}")
-    lightning = "blocks.0.mlp.w12.weight" in shapes or ROPE_BUFFERS[0] in shapes
-    if asked and lightning != (asked == "lightningdit"):
-        raise UserError(f"--family={asked!r} does not fit: the tensors are {'' if lightning else 'not '}a LightningDiT's")
-    if lightning or asked:
-        return asked or "lightningdit"
-    if _learned_sigma(shapes, plain_outputs):
-        raise UserError("the tensors fit both an original SiT and a DiT (learned sigma); give --family=sit or dit")
-    return "sit"
-
-
-def _qk_norm(shapes) -> str:
-    if "blocks.0.attn.q_norm.weight" not in shapes:
-        return "none"
-    return "layernorm" if "blocks.0.attn.q_norm.bias" in shapes else "rmsnorm"
-
-
-def _sigma_channels(shapes, family: str, plain_outputs: int) -> str:
-    if not _learned_sigma(shapes, plain_outputs):
-        return "none"
-    return "variance" if family == "dit" else "unused"
-
-
-def _clock(shapes, family: str, plain_outputs: int) -> str:
-    """Original SiT (learned sigma) and LightningDiT run from noise at 0; SiT with IG and DiT from data at 0."""
-    reversed_clock = family == "lightningdit" or (family == "sit" and _learned_sigma(shapes, plain_outputs))
-    return "noise_at_0" if reversed_clock else "noise_at_1"

@@ -6,11 +6,10 @@ sample from it. Orbax commits a step atomically but restores a flipped bit silen
 compares digests, and a damaged step is passed over, by name, for the one before.
 """
 
-import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,37 +18,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from ig_jax.errors import UserError
+from ig_jax.parallel.storage import abandoned_reads_unheard, describe, first_line, leaf_names
 from ig_jax.training.state import TrainState
 
 FORMAT = 1  # of `meta`
+_WRITTEN_AT_ONCE = 128_000_000  # bytes, of all arrays that `write_step` has in flight
 _TRASH = "trash"  # Orbax deletes file by file; renaming first keeps a half-deleted step out of the list
-
-
-def leaf_names(tree) -> dict[str, object]:
-    """Leaves by a readable name: the parameter name, or the path inside the optimizer state."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-@jax.jit  # one small program for each shape, shared by parameters, averages and moments
-def digest(array: jax.Array) -> jax.Array:
-    """A uint32 that any flipped bit or moved element changes, the same under every sharding."""
-    word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
-    index = jnp.arange(array.size, dtype=jnp.uint32).reshape(array.shape)
-    # The finaliser of MurmurHash3 over element and position; a sum is independent of order and device.
-    mixed = (bits ^ (index * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
-
-
-def describe(tree) -> dict[str, list]:
-    """{leaf: [shape, dtype, digest]} as JSON."""
-    leaves = leaf_names(tree)
-    values = jax.device_get({name: digest(leaf) for name, leaf in leaves.items()})
-    return {name: [list(x.shape), str(x.dtype), f"{int(values[name]):08x}"] for name, x in leaves.items()}
 
 
 def find(directory: str | os.PathLike) -> tuple[Path, int | None]:
@@ -127,7 +101,7 @@ class Checkpoints:
 
     def _unwritable(self, error: Exception) -> UserError:
         return UserError(
-            f"checkpoint directory {str(self.directory)!r} could not be written: {_first_line(error)}; "
+            f"checkpoint directory {str(self.directory)!r} could not be written: {first_line(error)}; "
             "committed steps are intact, free space or choose another --workdir"
         )
 
@@ -142,7 +116,7 @@ class Checkpoints:
         damage: list[str] = []
         for candidate in self.steps() if step is None else [step]:
             try:
-                with _abandoned_reads_unheard():
+                with abandoned_reads_unheard():
                     meta = self._meta(candidate)
                     items = self._restore(candidate, wanted(meta), meta)
             except Damaged as error:
@@ -164,7 +138,7 @@ class Checkpoints:
             if (meta["format"], meta["step"]) != (FORMAT, step):
                 raise ValueError(f"format {meta['format']} step {meta['step']}, expected {FORMAT} and {step}")
         except Exception as error:  # Orbax raises bare Exception, KeyError or JSONDecodeError for torn files
-            raise Damaged(f"checkpoint step {step} is damaged: meta: {_first_line(error)}") from error
+            raise Damaged(f"checkpoint step {step} is damaged: meta: {first_line(error)}") from error
         return meta
 
     def _restore(self, step: int, layout: dict[str, object], meta: dict) -> dict[str, object]:
@@ -174,28 +148,13 @@ class Checkpoints:
             args = {item: ocp.args.StandardRestore(want) for item, want in layout.items()}
             restored = dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
         except Exception as error:  # as in _meta
-            raise Damaged(f"checkpoint step {step} is damaged: {_first_line(error)}") from error
+            raise Damaged(f"checkpoint step {step} is damaged: {first_line(error)}") from error
         for item, tree in restored.items():
             stored = meta["arrays"][item]
             for name, found in describe(tree).items():
                 if found != stored[name]:
                     raise Damaged(f"checkpoint step {step} is damaged: {item}/{name} does not match its digest")
         return restored
-
-
-@contextlib.contextmanager
-def _abandoned_reads_unheard() -> Iterator[None]:
-    """When one array cannot be read, Orbax closes its event loop under the other reads, and each of them would
-    print a traceback, up to the end of the process, beside the one line that says what is wrong."""
-    before = sys.unraisablehook
-
-    def hook(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
-    yield
-    sys.unraisablehook = before  # left in place by an exception
 
 
 def _items(state: TrainState) -> dict[str, object]:
@@ -212,6 +171,31 @@ def restore_state(checkpoints: Checkpoints, layout: TrainState) -> tuple[TrainSt
     step = jax.device_put(jnp.int32(meta["step"]), layout.step.sharding)
     averages = {name: items[f"ema_{name}"] for name in layout.ema}
     return TrainState(step, items["params"], averages, items["optimizer"]), meta
+
+
+def write_step(directory: str | os.PathLike, step: int, items: dict[str, dict], meta: dict) -> None:
+    """One committed step of `items` {item: {leaf: jax.Array}} in the new checkpoint directory `directory`.
+
+    Unlike `save` it keeps no second copy of the arrays: what is being written at a time is bounded.
+    Raises: UserError when it cannot be written.
+    """
+    meta = {"format": FORMAT, "step": step, **meta, "arrays": {k: describe(v) for k, v in items.items()}}
+    largest = max(leaf.nbytes for item in items.values() for leaf in item.values())
+    limit = max(_WRITTEN_AT_ONCE, largest) / 1e9  # Orbax refuses an array that is larger
+    handlers = {name: ocp.StandardCheckpointHandler(save_concurrent_gb=limit) for name in items}
+    handlers["meta"] = ocp.JsonCheckpointHandler()
+    options = ocp.CheckpointManagerOptions(
+        enable_async_checkpointing=False,
+        atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
+    )
+    saves = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    try:
+        path = Path(directory).absolute()
+        with ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager:
+            manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saves))
+    except (OSError, ValueError) as error:  # ValueError: how a full disk comes back
+        raise UserError(f"the checkpoint could not be written: {first_line(error)}; "
+                        "free space or write elsewhere") from error
 
 
 def _check_arrays(item: str, want, stored: dict) -> None:
@@ -231,8 +215,3 @@ def _check_arrays(item: str, want, stored: dict) -> None:
 
 def _has_files(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and any(path.iterdir())
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ig_jax.errors import UserError
-from ig_jax.interop import published
+from ig_jax.interop import published, recognition
 from ig_jax.models import cost, dit, zoo
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -26,8 +26,8 @@ def channels_last(x):
 def load(name, family="", num_heads=4, inter_depth=0):
     """(config, params, reference arrays) of a published network with small random weights, none zero."""
     state = load_file(GOLDEN / f"{name}.safetensors")
-    settings = published.recognise({k: v.shape for k, v in state.items()}, family=family, num_heads=num_heads,
-                                   inter_depth=inter_depth)
+    settings = recognition.recognise({k: v.shape for k, v in state.items()}, family=family,
+                                     num_heads=num_heads, inter_depth=inter_depth)
     config = dit.DiTConfig(**settings, **RUNTIME)
     published.check_complete({k: v.shape for k, v in state.items()}, config)
     params = {name: jnp.asarray(array) for name, array in

@@ -1,0 +1,71 @@
+"""The experiment that stands in a converted checkpoint: the network as read, the rest as its paper had it.
+
+A sampler reads model, latents, process and sample; the other sections are valid settings to train on from.
+"""
+
+from ig_jax.interop.claims import Claims
+
+ARITHMETIC = dict(dtype="float32", scan_blocks=False, remat="none")  # that of the published numbers
+
+# How each family is sampled, by (family, whether it has an intermediate head); intervals in sigma-time.
+# Source: arXiv 2512.24176 with a head (FID 1.46 of SiT-XL/2, 1.19 of LightningDiT-XL/1), else the SiT and DiT
+# papers.
+_OFF = dict(ig_scale=1.0, cfg_scale=1.0, ig_interval=(0.0, 1.0), cfg_interval=(0.0, 1.0))
+_HEUN = dict(solver="heun", steps=124)  # LightningDiT's 125 grid points
+_RECIPES = {
+    ("sit", True): dict(solver="sde", steps=250, ig_scale=1.4, cfg_scale=1.35, cfg_interval=(0.0, 0.7)),
+    ("sit", False): dict(solver="sde", steps=250, cfg_scale=1.5),
+    ("lightningdit", True): _HEUN | dict(ig_scale=1.4, cfg_scale=1.45, cfg_interval=(0.0, 0.81)),
+    ("lightningdit", False): _HEUN | dict(cfg_scale=1.45, cfg_interval=(0.0, 0.81)),
+    ("dit", True): dict(solver="ddpm", steps=250, ig_scale=1.4, cfg_scale=1.5),
+    ("dit", False): dict(solver="ddpm", steps=250, cfg_scale=1.5),
+}
+# SiT narrower than XL: the paper has IG alone, on high and middle noise (FID 16.19 of SiT-B/2 at 80 epochs).
+_SMALL_SIT = dict(solver="sde", steps=250, ig_scale=2.3, ig_interval=(0.3, 1.0))
+_XL_WIDTH = 1152
+
+
+def experiment(name: str, family: str, model: dict, latents: dict, claims: Claims, ema_decay: float) -> dict:
+    """The config of a converted checkpoint, for config.bind.
+
+    model: entries of DiTConfig as recognition.recognise returns them; latents: LatentScaling.to_json();
+    ema_decay: of the average that was converted, 0 for the raw weights.
+    """
+    heads, lightning = len(model["inter_depth"]), family == "lightningdit"
+    return {
+        "name": name,
+        "seed": 0,
+        "model": model | ARITHMETIC,
+        "latents": latents,
+        "process": dict(
+            kind="gaussian" if family == "dit" else claims.path or "linear",
+            prediction="noise" if family == "dit" else claims.prediction or "velocity",
+            time="uniform", time_mean=0.0, time_std=1.0,
+        ),
+        "loss": dict(
+            inter_weight=(0.5,) * heads, label_drop=0.1,
+            accelerate=False, omega=1 / 3, gap_source="ema", start_step=0,
+            direction_weight=float(lightning and model["channels"] > 1), direction_intermediate=False,
+        ),
+        "optimizer": dict(
+            learning_rate=2e-4 if lightning else 1e-4, schedule="constant", warmup_steps=0,
+            b1=0.9, b2=0.95 if lightning else 0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0, accumulate=1,
+        ),
+        "ema": dict(decays=(ema_decay,), warmup=False),
+        "data": dict(
+            source="tfds", name="imagenet2012" if model["num_classes"] == 1000 else "unknown", folder="",
+            split="train", test_split="validation", batch_size=256, pad=0, in_memory=False,
+        ),
+        "mesh": dict(data=-1, fsdp=1, tensor=1),
+        "run": dict(
+            steps=claims.step + 1, log_every=100, checkpoint_every=10_000, keep_checkpoints=2,
+            preview_every=0, preview_images=0,
+        ),
+        "sample": recipe(family, model["width"], bool(heads)),
+    }
+
+
+def recipe(family: str, width: int, head: bool) -> dict:
+    """The paper's way of sampling this family and width."""
+    small = family == "sit" and head and width < _XL_WIDTH
+    return _OFF | (_SMALL_SIT if small else _RECIPES[family, head])

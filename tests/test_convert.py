@@ -1,0 +1,378 @@
+"""The convert command: whole files in, checkpoints out and back, and what it refuses."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import toy
+from ig_jax import cli, convert, exporting, pretrained, sample
+from ig_jax.errors import UserError
+from ig_jax.interop import autoencoder_checkpoint, published
+from ig_jax.interop import autoencoder_weights as aw
+from ig_jax.interop.weight_files import LazyTensor, open_weights, write_safetensors, write_torch
+from ig_jax.models.autoencoder import AutoencoderConfig
+from ig_jax.models.latents import SD_VAE_SCALING
+
+GOLDEN = Path(__file__).parent / "golden"
+sys.path[:0] = [str(GOLDEN), str(Path(__file__).parent / "interop")]
+import hostile_weight_files as hostile  # noqa: E402
+import variants  # noqa: E402
+
+SHAPES = json.loads((GOLDEN / "variants.json").read_text())
+SIT_ARGS = {"model": "SiT-B/2", "encoder_depth": 2, "path_type": "linear", "num_classes": 10}
+LIGHTNING = {
+    "model": {"model_type": "LightningDiT-B/1", "encoder_depth": 2}, "transport": {"path_type": "Linear"},
+}
+
+
+def run(capsys, *argv: str, command=convert) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command in this process."""
+    command.FLAGS.unparse_flags()
+    for name in command.FLAGS:
+        command.FLAGS[name].unparse()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [command.__name__, *argv])
+            cli.run(command.main, command.FLAGS, command.__doc__)
+        code = 0
+    except SystemExit as leave:
+        code = leave.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@functools.cache
+def tensors(variant: str, offset: float = 0.0) -> dict[str, LazyTensor]:
+    """The state dict of a variant with hashed weights; rotary tables are the network's own."""
+    settings = variants.VARIANTS[variant]
+    width, heads, side = settings.get("width", 48), 4, settings["size"] // settings["patch"]
+    shapes = {name: tuple(shape) for name, shape in SHAPES[variant].items()}
+    arrays = {name: variants.weight(name, shape) + np.float32(offset) for name, shape in shapes.items()}
+    tables = dict(zip(published.ROPE_BUFFERS, published.rope_table(side, width // heads)))
+    return {name: LazyTensor.of(tables.get(name, array)) for name, array in arrays.items()}
+
+
+def as_sit(variant: str) -> dict:
+    sets = {"model": tensors(variant, 0.5), "ema": tensors(variant), "opt": {"state": {}}}
+    return sets | {"args": SIT_ARGS, "epoch": 1, "steps": 70}
+
+
+def as_lightning(variant: str) -> dict:
+    raw = {f"module.{name}": tensor for name, tensor in tensors(variant, 0.5).items()}
+    return {"model": raw, "ema": tensors(variant), "config": LIGHTNING}
+
+
+FORMS = {
+    "sit.pt": lambda path: write_torch(path, as_sit("sit_qk")),
+    "lightningdit.pth": lambda path: write_torch(path, as_lightning("ldit_qk_no_shift")),
+    "bare.pt": lambda path: write_torch(path, tensors("sit_plain_sigma")),
+    "plain.safetensors": lambda path: write_safetensors(path, tensors("ldit_no_rope")),
+    "dit.pt": lambda path: write_torch(path, {"ema": tensors("dit_sigma_qk"), "args": {"model": "DiT-B/4"}}),
+}
+CHOICES = {"bare.pt": ["--family=sit", "--num_heads=4"]}
+
+
+def same(path: Path, other: Path) -> None:
+    with open_weights(path) as left, open_weights(other) as right:
+        ours, theirs = left.state_dict("ema"), right.state_dict("ema")
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert (tensor.shape, tensor.dtype) == (theirs[name].shape, theirs[name].dtype), name
+            assert tensor.read().tobytes() == theirs[name].read().tobytes(), name
+
+
+@pytest.mark.parametrize("form, suffix", [*((form, ".pt") for form in FORMS),
+                                          ("lightningdit.pth", ".safetensors")])
+def test_import_then_export_gives_every_tensor_back_to_the_byte(tmp_path, capsys, form, suffix):
+    FORMS[form](tmp_path / form)
+    choices = CHOICES.get(form, [])
+    code, out, err = run(capsys, f"--from={tmp_path / form}", f"--out={tmp_path / 'run'}", *choices)
+    assert code == 0, err
+    assert "network" in out and "head" in out and "tensors" in err  # what was recognised, and progress
+    exported = tmp_path / f"back{suffix}"
+    assert run(capsys, f"--to={exported}", f"--checkpoint={tmp_path / 'run'}")[0] == 0
+    same(tmp_path / form, exported)
+    if suffix == ".pt":  # and what it says of itself is enough to come back
+        assert run(capsys, f"--from={exported}", f"--out={tmp_path / 'again'}")[0] == 0
+        first, again = (pretrained.load(tmp_path / name) for name in ("run", "again"))
+        assert first.experiment.model == again.experiment.model and first.digest == again.digest
+
+
+def test_a_checkpoint_alone_is_enough_to_sample(tmp_path, capsys):
+    FORMS["sit.pt"](tmp_path / "sit.pt")
+    assert run(capsys, f"--from={tmp_path / 'sit.pt'}", f"--out={tmp_path / 'run'}", "--name=mine")[0] == 0
+    model = pretrained.load(tmp_path / "run")
+    e = model.experiment
+    assert (model.step, model.ema, e.name, e.latents) == (70, "0.9999", "mine", SD_VAE_SCALING)
+    assert e.model.inter_depth == (2,) and e.model.qk_norm == "layernorm" and e.model.clock == "noise_at_1"
+    name = "blocks.1.attn.qkv"
+    assert (model.params[f"{name}.kernel"] == tensors("sit_qk")[f"{name}.weight"].read().T).all()
+    assert (model.params["pos_embed"] == tensors("sit_qk")["pos_embed"].read()[0]).all()
+    x = model.sample(dataclasses.replace(model.recipe, steps=2, ig_scale=1.0), labels=[1, 2])
+    assert x.shape == (2, 8, 8, 4) and len(model.class_names) == 10
+
+
+def test_the_sample_command_draws_from_a_converted_file(tmp_path, capsys):
+    params, model = toy.params(), toy.MODEL
+    state = {}
+    for name, array in params.items():
+        theirs = published.to_published(name, np.asarray(array), model)
+        state[published.published_name(name, model)] = LazyTensor.of(theirs)
+    args = exporting.published_args(model, toy.experiment().process)
+    write_torch(tmp_path / "digits.pt", {"ema": state, "args": args})
+    assert run(capsys, f"--from={tmp_path / 'digits.pt'}", f"--out={tmp_path / 'run'}")[0] == 0
+    assert pretrained.load(tmp_path / "run").experiment.model == model
+    code, _, err = run(capsys, f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'images'}", "--num=4",
+                       "--steps=2", "--solver=euler", "--ig_scale=1", "--batch_size=8", command=sample)
+    assert code == 0, err
+    assert np.load(tmp_path / "images" / "samples.npz")["arr_0"].shape == (4, 8, 8, 1)
+
+
+def test_raw_weights_come_by_name_only(tmp_path, capsys):
+    write_torch(tmp_path / "raw.pt", {key: value for key, value in as_sit("sit_qk").items() if key != "ema"})
+    code, _, err = run(capsys, f"--from={tmp_path / 'raw.pt'}", f"--out={tmp_path / 'run'}")
+    assert code == 2 and 'no "ema" weights' in err
+    assert run(capsys, f"--from={tmp_path / 'raw.pt'}", f"--out={tmp_path / 'run'}", "--which=model")[0] == 0
+    model = pretrained.load(tmp_path / "run")
+    assert model.ema == "0.0"  # the average that is the weights themselves
+    raw = tensors("sit_qk", 0.5)["final_layer.linear.bias"].read()
+    assert (model.params["final_head.linear.bias"] == raw).all()
+
+
+def test_half_precision_is_given_back_as_it_came(tmp_path, capsys):
+    half = {name: LazyTensor.of(t.read().astype("bfloat16")) for name, t in tensors("sit_qk").items()}
+    write_torch(tmp_path / "half.pt", {"ema": half, "args": SIT_ARGS})
+    assert run(capsys, f"--from={tmp_path / 'half.pt'}", f"--out={tmp_path / 'run'}")[0] == 0
+    assert pretrained.load(tmp_path / "run").params["pos_embed"].dtype == np.float32
+    assert run(capsys, f"--to={tmp_path / 'back.pt'}", f"--checkpoint={tmp_path / 'run'}")[0] == 0
+    same(tmp_path / "half.pt", tmp_path / "back.pt")
+
+
+def test_va_vae_latents_need_their_statistics(tmp_path, capsys):
+    shapes = {"x_embedder.proj.weight": (48, 32, 1, 1), "pos_embed": (1, 256, 48),
+              "final_layer.linear.weight": (32, 48), "final_layer.linear.bias": (32,)}
+    wide = tensors("ldit_no_rope") | {
+        name: LazyTensor.of(variants.weight(name, shape)) for name, shape in shapes.items()}
+    write_torch(tmp_path / "xl.pt", {"ema": wide, "config": LIGHTNING})
+    target = [f"--from={tmp_path / 'xl.pt'}", f"--out={tmp_path / 'run'}"]
+    code, _, err = run(capsys, *target)
+    assert code == 2 and "--latent_stats" in err and "huggingface.co" in err
+    mean, std = variants.hashed("mean", (1, 32, 1, 1)), 2 + variants.hashed("std", (1, 32, 1, 1))
+    stats = {"mean": LazyTensor.of(mean), "std": LazyTensor.of(std)}
+    write_torch(tmp_path / "few.pt", {name: LazyTensor.of(t.read()[:, :4]) for name, t in stats.items()})
+    code, _, err = run(capsys, *target, f"--latent_stats={tmp_path / 'few.pt'}")
+    assert code == 2 and "32 each" in err and not (tmp_path / "run").exists()
+    write_torch(tmp_path / "stats.pt", stats)
+    assert run(capsys, *target, f"--latent_stats={tmp_path / 'stats.pt'}")[0] == 0
+    latents = pretrained.load(tmp_path / "run").experiment.latents
+    np.testing.assert_allclose(latents.shift, mean.ravel())
+    np.testing.assert_allclose(latents.scale, 1 / std.ravel(), rtol=1e-6)
+    assert latents.uint8_rule == "half"
+
+
+def autoencoder_file(path: Path, config: AutoencoderConfig, naming: str) -> None:
+    shapes = {name: leaf.shape for name, leaf in aw.flat_shapes(config).items()}
+    flat = {name: variants.weight(name, shape) for name, shape in shapes.items()}
+    theirs = aw.to_published(aw.nested(flat, config), config, naming)
+    state = {name: LazyTensor.of(array) for name, array in theirs.items()}
+    if path.suffix == ".safetensors":
+        write_safetensors(path, state)
+    else:
+        extra = {"loss.logvar": LazyTensor.of(np.zeros((), np.float32))}
+        write_torch(path, {"state_dict": state | extra, "epoch": 3})
+
+
+@pytest.mark.parametrize("name, naming, groups", [
+    ("vae.safetensors", "diffusers", 32), ("vae.safetensors", "diffusers_old", 8), ("vavae.pt", "ldm", 32),
+])
+def test_autoencoders_come_and_go_too(tmp_path, capsys, name, naming, groups):
+    attention = (1,) if naming == "ldm" else ()
+    config = AutoencoderConfig((32, 64), 1, 4, groups=groups, attention_levels=attention)
+    autoencoder_file(tmp_path / name, config, naming)
+    if groups != 32:
+        (tmp_path / "config.json").write_text(json.dumps({"norm_num_groups": groups}))
+    code, out, err = run(capsys, f"--from={tmp_path / name}", f"--out={tmp_path / 'vae'}")
+    assert code == 0, err
+    found, params = autoencoder_checkpoint.load(tmp_path / "vae")
+    assert found == config
+    flat = aw.flattened(params)
+    assert flat.keys() == aw.flat_shapes(config).keys()
+    assert all((array == variants.weight(name, array.shape)).all() for name, array in flat.items())
+    back = tmp_path / f"back{Path(name).suffix}"
+    assert run(capsys, f"--to={back}", f"--checkpoint={tmp_path / 'vae'}")[0] == 0
+    with open_weights(tmp_path / name) as before, open_weights(back) as after:
+        assert before.state_dict("ema").keys() - {"loss.logvar"} == after.state_dict("ema").keys()
+    os.remove(tmp_path / name)
+    os.rename(back, tmp_path / name)
+    assert run(capsys, f"--from={tmp_path / name}", f"--out={tmp_path / 'again'}")[0] == 0
+    again = autoencoder_checkpoint.describe_directory(tmp_path / "again")
+    assert again == autoencoder_checkpoint.describe_directory(tmp_path / "vae")
+
+
+@pytest.fixture
+def autoencoder(tmp_path):
+    config = AutoencoderConfig((32,), 1, 4)
+    flat = {name: variants.weight(name, leaf.shape) for name, leaf in aw.flat_shapes(config).items()}
+    autoencoder_checkpoint.save(tmp_path / "vae", config, aw.nested(flat, config), "ldm")
+    return tmp_path / "vae", flat
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text[:-20],
+    lambda text: text.replace('"groups": 32', '"groups": 16'),
+    lambda text: "[]",
+    lambda text: "{}",
+])
+def test_a_damaged_description_of_an_autoencoder_is_refused(autoencoder, change):
+    file = autoencoder[0] / "autoencoder.json"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(UserError, match="damaged"):
+        autoencoder_checkpoint.load(autoencoder[0])
+
+
+def test_a_flipped_bit_in_an_autoencoder_is_never_silent(autoencoder):
+    directory, flat = autoencoder
+    files = [path for path in directory.rglob("*") if path.is_file() and path.parent.name == "d"]
+    refused = 0
+    for file in files:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 4
+        file.write_bytes(data)
+        try:
+            loaded = aw.flattened(autoencoder_checkpoint.load(directory)[1])
+            assert all((loaded[name] == array).all() for name, array in flat.items())
+        except UserError as error:
+            assert "damaged" in str(error) and "\n" not in str(error)
+            refused += 1
+        data[len(data) // 2] ^= 4
+        file.write_bytes(data)
+    assert refused
+    shutil.rmtree(directory / "params")
+    with pytest.raises(UserError, match="damaged"):
+        autoencoder_checkpoint.load(directory)
+
+
+def test_a_directory_without_an_autoencoder_is_named(tmp_path):
+    with pytest.raises(UserError, match="must be a directory with an autoencoder.json"):
+        autoencoder_checkpoint.load(tmp_path)
+
+
+def without(state: dict, name: str) -> dict:
+    return {key: value for key, value in state.items() if key != name}
+
+
+def replaced(state: dict, **arrays) -> dict:
+    return state | {name.replace("__", "."): LazyTensor.of(np.asarray(a)) for name, a in arrays.items()}
+
+
+SIT, BIAS = "sit_qk", "blocks__0__mlp__fc1__bias"
+REFUSALS = {
+    "ambiguous": (lambda: tensors("dit_sigma_qk"), [], "give --family=sit or dit"),
+    "width": (lambda: tensors("sit_plain_sigma"), ["--family=sit"], "give --num_heads"),
+    "wrong family": (lambda: tensors("ldit_qk_no_shift"), ["--family=sit"], "does not fit"),
+    "no such family": (lambda: tensors(SIT), ["--family=uvit"], "must be one of"),
+    "depth": (lambda: tensors(SIT), ["--inter_depth=4"], "inter_depth=4 must be in 1..3"),
+    "negative": (lambda: tensors(SIT), ["--num_heads=-1"], "--num_heads=-1"),
+    "which": (lambda: tensors(SIT), ["--which=best"], "which"),
+    "missing": (lambda: without(tensors(SIT), "blocks.2.mlp.fc1.bias"), [],
+                "blocks.2.mlp.fc1.bias [192] is missing"),
+    "extra": (lambda: replaced(tensors(SIT), projector__weight=np.ones(3)), [], "projector.weight"),
+    "misshapen": (lambda: replaced(tensors(SIT), **{BIAS: np.ones(191, "f4")}), [], "is [191], expected [192]"),
+    "integers": (lambda: replaced(tensors(SIT), **{BIAS: np.ones(192, int)}), [], "dtype of tensor blocks.0."),
+    "not finite": (lambda: replaced(tensors(SIT), **{BIAS: np.full(192, np.inf, "f4")}), [], "not finite"),
+    "rotary": (lambda: replaced(tensors("ldit_layernorm"), feat_rope__freqs_cos=np.ones((16, 12), "f4")), [],
+               "another rotary embedding"),
+    "nothing known": (lambda: {"weight": tensors(SIT)["pos_embed"]}, [], "not a SiT, DiT or LightningDiT"),
+    "autoencoder": (lambda: {"encoder.conv_in.weight": tensors(SIT)["pos_embed"]}, [], "no autoencoder"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+@pytest.mark.parametrize("writer", [write_torch, write_safetensors])
+def test_what_is_refused_leaves_nothing_behind(tmp_path, capsys, case, writer):
+    make, choices, words = REFUSALS[case]
+    file = tmp_path / ("a.pt" if writer is write_torch else "a.safetensors")
+    writer(file, make())
+    code, out, err = run(capsys, f"--from={file}", f"--out={tmp_path / 'deep' / 'run'}", *choices)
+    lines = [line for line in err.splitlines() if " tensors  " not in line]
+    assert code == 2 and words in err and len(lines) == 1 and lines[0].startswith("ig_jax: error: ")
+    assert len(lines[0]) < 400 and list(tmp_path.iterdir()) == [file]
+
+
+def test_an_occupied_or_impossible_target_is_refused(tmp_path, capsys):
+    file, run_dir = tmp_path / "sit.pt", tmp_path / "run"
+    FORMS["sit.pt"](file)
+    run_dir.mkdir()
+    (run_dir / "mine.txt").write_text("keep")
+    code, _, err = run(capsys, f"--from={file}", f"--out={run_dir}")
+    assert code == 2 and "new or empty directory" in err
+    assert [path.name for path in run_dir.iterdir()] == ["mine.txt"]
+    assert run(capsys, f"--from={file}", f"--out={run_dir / 'mine.txt'}")[0] == 2
+    assert run(capsys, f"--from={file}", f"--out={run_dir / 'mine.txt' / 'below'}")[0] == 2
+    (run_dir / "mine.txt").unlink()
+    assert run(capsys, f"--from={file}", f"--out={run_dir}")[0] == 0  # empty is fine
+    targets = ((file, "a new file"), (tmp_path / "a.npz", ".safetensors"), (tmp_path / "a", ".pt"))
+    for target, words in targets:
+        code, _, err = run(capsys, f"--to={target}", f"--checkpoint={run_dir}")
+        assert code == 2 and words in err
+    code, _, err = run(capsys, f"--to={tmp_path / 'b.pt'}", f"--checkpoint={run_dir}", "--ema=0.5")
+    assert code == 2 and "0.9999" in err
+    code, _, err = run(capsys, f"--to={tmp_path / 'b.pt'}", f"--checkpoint={tmp_path / 'nowhere'}")
+    assert code == 2 and not (tmp_path / "b.pt").exists()
+
+
+@pytest.mark.parametrize("argv", [[], ["--from=a.pt", "--to=b.pt"], ["--from=a.pt"], ["--to=b.pt"], ["a.pt"]])
+def test_half_a_command_is_refused(capsys, argv):
+    code, _, err = run(capsys, *argv)
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_hostile_files_are_refused_without_running_or_writing_anything(tmp_path, capsys):
+    corpus, canary = tmp_path / "corpus", tmp_path / "canary"
+    corpus.mkdir()
+    for name in hostile.build(corpus, canary):
+        code, out, err = run(capsys, f"--from={corpus / name}", f"--out={tmp_path / 'out'}")
+        assert code == 2 and err.count("\n") == 1 and err.startswith("ig_jax: error: "), name
+        assert str(corpus / name) in err and len(err) < 600, (name, err)
+        assert not canary.exists() and not (tmp_path / "out").exists(), name
+
+
+def test_a_hostile_file_is_refused_before_jax_is_imported(tmp_path):
+    (tmp_path / "bad.pt").write_bytes(b"PK\x03\x04 nothing")
+    script = """
+import sys
+from ig_jax import cli, convert
+try:
+    cli.run(convert.main, convert.FLAGS, "")
+finally:
+    assert "jax" not in sys.modules
+"""
+    argv = [sys.executable, "-c", script, f"--from={tmp_path / 'bad.pt'}", f"--out={tmp_path / 'out'}"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_network_without_a_published_form_is_not_exported(tmp_path, capsys):
+    FORMS["sit.pt"](tmp_path / "sit.pt")
+    run(capsys, f"--from={tmp_path / 'sit.pt'}", f"--out={tmp_path / 'run'}")
+    experiment = pretrained.load(tmp_path / "run").experiment
+    model, process = experiment.model, experiment.process
+    cosine, vp = (dataclasses.replace(process, kind=kind) for kind in ("cosine", "vp"))
+    assert exporting.published_args(model, process)["path_type"] == "linear"
+    other = dataclasses.replace(model, clock="noise_at_0")
+    assert exporting.published_args(other, cosine)["path_type"] == "GVP"
+    for change in (dict(norm="rmsnorm"), dict(sigma_channels="variance"), dict(inter_depth=(1, 2))):
+        with pytest.raises(UserError, match="no published form"):
+            exporting.published_args(dataclasses.replace(model, **change), process)
+    noise = dataclasses.replace(process, prediction="noise")
+    for unpublished in (vp, noise):  # with noise at 1
+        with pytest.raises(UserError, match="no published form"):
+            exporting.published_args(model, unpublished)
