@@ -68,7 +68,9 @@ def import_file(file: Path, out: Path) -> None:
 
 def recognise(file: Path, metadata: dict, tensors: dict):
     """The plan of a denoiser's or an autoencoder's import.  Raises: UserError for any other file."""
-    from ig_jax import importing  # late: brings jax, and a file that cannot be read should fail at once
+    from ig_jax import (
+        importing,  # late: brings jax, and a file that cannot be read should fail at once
+    )
 
     try:
         if importing.is_autoencoder(tensors):

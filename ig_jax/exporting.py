@@ -11,7 +11,13 @@ from ig_jax.config import Experiment, bind
 from ig_jax.diffusion.process import ProcessConfig
 from ig_jax.errors import UserError, check
 from ig_jax.importing import BUFFERS
-from ig_jax.interop import autoencoder_checkpoint, autoencoder_weights, claims, published, recognition
+from ig_jax.interop import (
+    autoencoder_checkpoint,
+    autoencoder_weights,
+    claims,
+    published,
+    recognition,
+)
 from ig_jax.interop.weight_files import LazyTensor, write_safetensors, write_torch
 from ig_jax.models import dit
 from ig_jax.training import checkpoints as ckpt

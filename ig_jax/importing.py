@@ -19,7 +19,13 @@ import numpy as np
 
 from ig_jax.config import Experiment, bind
 from ig_jax.errors import UserError, check
-from ig_jax.interop import autoencoder_checkpoint, autoencoder_weights, claims, published, recognition
+from ig_jax.interop import (
+    autoencoder_checkpoint,
+    autoencoder_weights,
+    claims,
+    published,
+    recognition,
+)
 from ig_jax.interop.experiment import ARITHMETIC, experiment
 from ig_jax.interop.weight_files import LazyTensor, open_weights
 from ig_jax.models import dit, zoo

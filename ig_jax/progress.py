@@ -16,8 +16,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Counts done units of work; `show` adds what else is worth reading."""
 
-    def __init__(self, total: int, unit: str, *, start: int = 0, stream=sys.stderr):
+    def __init__(self, total: int, unit: str, *, start: int = 0, stream=None):
         self._total, self._unit, self._start, self.done = total, unit, start, start
+        stream = sys.stderr if stream is None else stream
         self._stream = stream
         self._began = time.monotonic()
         live = stream.isatty()

@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh test
-exec .venv/bin/python -m pytest "$@"
+# Two at a time: most of a test is compilation, which uses one core.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

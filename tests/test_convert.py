@@ -11,13 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import toy
+
 from ig_jax import cli, convert, exporting, pretrained, sample
 from ig_jax.errors import UserError
 from ig_jax.interop import autoencoder_checkpoint, published
 from ig_jax.interop import autoencoder_weights as aw
-from ig_jax.interop.weight_files import LazyTensor, open_weights, write_safetensors, write_torch
+from ig_jax.interop.weight_files import (
+    LazyTensor,
+    open_weights,
+    write_safetensors,
+    write_torch,
+)
 from ig_jax.models.autoencoder import AutoencoderConfig
 from ig_jax.models.latents import SD_VAE_SCALING
 

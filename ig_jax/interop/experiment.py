@@ -11,7 +11,7 @@ ARITHMETIC = dict(dtype="float32", scan_blocks=False, remat="none")  # that of t
 # Source: arXiv 2512.24176 with a head (FID 1.46 of SiT-XL/2, 1.19 of LightningDiT-XL/1), else the SiT and DiT
 # papers.
 _OFF = dict(ig_scale=1.0, cfg_scale=1.0, ig_interval=(0.0, 1.0), cfg_interval=(0.0, 1.0))
-_HEUN = dict(solver="heun", steps=124)  # LightningDiT's 125 grid points
+_HEUN = dict(solver="trapezoid", steps=124, shift=0.3)  # LightningDiT's 125 grid points
 _RECIPES = {
     ("sit", True): dict(solver="sde", steps=250, ig_scale=1.4, cfg_scale=1.35, cfg_interval=(0.0, 0.7)),
     ("sit", False): dict(solver="sde", steps=250, cfg_scale=1.5),

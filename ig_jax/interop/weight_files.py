@@ -51,7 +51,7 @@ class WeightFile:
         """
         check(which in ("ema", "model"), "which", which, '"ema" or "model"')
         if which not in self._sets:
-            other = 'the raw weights by name, "model"' if which == "ema" else 'the average by name, "ema"'
+            other = "the raw weights: --which=model" if which == "ema" else "the average: --which=ema"
             raise self._source.refusal(f'holds no "{which}" weights', f"if you mean it, ask for {other}")
         return _tensors(self._source, f'"{which}"', self._sets[which])
 

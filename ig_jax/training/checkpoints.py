@@ -18,7 +18,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from ig_jax.errors import UserError
-from ig_jax.parallel.storage import abandoned_reads_unheard, describe, first_line, leaf_names
+from ig_jax.parallel.storage import (
+    abandoned_reads_unheard,
+    describe,
+    first_line,
+    leaf_names,
+)
 from ig_jax.training.state import TrainState
 
 FORMAT = 1  # of `meta`

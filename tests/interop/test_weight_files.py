@@ -102,7 +102,7 @@ def test_a_missing_average_is_never_replaced_by_raw_weights(tmp_path, state):
     with open_weights(tmp_path / "raw.pt") as weights:
         assert weights.state_dict("model").keys() == state.keys()
         with pytest.raises(
-            UserError, match='raw.pt: holds no "ema" weights; .* raw weights by name, "model"'
+            UserError, match='raw.pt: holds no "ema" weights; .* raw weights: --which=model'
         ):
             weights.state_dict("ema")
         with pytest.raises(UserError, match="which='raw' must be"):
