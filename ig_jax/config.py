@@ -8,6 +8,7 @@ code reads, so a key that nothing reads cannot exist. Defaults live in configs/ 
 import dataclasses
 import difflib
 import math
+import types
 import typing
 
 from ig_jax.data.dataset import DataConfig, open_split
@@ -16,7 +17,7 @@ from ig_jax.errors import UserError, check
 from ig_jax.generation.recipe import Recipe
 from ig_jax.models.dit import DiTConfig
 from ig_jax.models.latents import LatentScaling
-from ig_jax.training.optimizer import EmaConfig, OptimizerConfig
+from ig_jax.training.optimizer import AdamWConfig, EmaConfig, MuonConfig
 from ig_jax.training.step import LossConfig
 
 
@@ -48,16 +49,29 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where a new run gets its weights; a resumed run goes on from its own checkpoint instead."""
+
+    checkpoint: str  # workdir of another run, or one of its steps; "" for fresh weights
+    ema: str  # which of its averages, by decay; "" for the first
+
+    def __post_init__(self):
+        check(self.checkpoint or not self.ema, "ema", self.ema, "empty without a checkpoint",
+              "set --config.init.checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that defines a run and, in its checkpoint, everything a sampler needs."""
 
     name: str
     seed: int
+    init: InitConfig
     model: DiTConfig
     latents: LatentScaling  # name "pixels" for a model of the images themselves
     path: str
     loss: LossConfig
-    optimizer: OptimizerConfig
+    optimizer: AdamWConfig | MuonConfig
     ema: EmaConfig
     data: DataConfig
     mesh: MeshConfig
@@ -73,6 +87,7 @@ class Experiment:
               self.loss.inter_weight, f"one weight for each of model.inter_depth={self.model.inter_depth}")
         check(not self.loss.accelerate or self.model.inter_depth, "loss.accelerate", self.loss.accelerate,
               "False for a model without an intermediate head")
+        self.optimizer.check_model(self.model)
         self.sample.check_model(self.model)
 
     def open_split(self, split: str):
@@ -114,8 +129,12 @@ def _prefixed(message: str, prefix: str) -> str:
 
 
 def _convert(hint, value, name: str):
+    if typing.get_origin(hint) is types.UnionType:
+        hint = _named(typing.get_args(hint), value, name)
     if dataclasses.is_dataclass(hint):
         return bind(hint, value, name)
+    if typing.get_origin(hint) is typing.Literal:
+        return value  # _named has chosen by it
     if typing.get_origin(hint) is tuple:
         return _tuple(typing.get_args(hint), value, name)
     wanted = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}[hint]
@@ -128,6 +147,14 @@ def _convert(hint, value, name: str):
     }[hint]
     check(fits, name, value, wanted)
     return hint(value)
+
+
+def _named(choices: tuple, value, name: str):
+    """The one of several dataclasses whose `name` is the section's; each has fields of its own."""
+    check(hasattr(value, "keys") and "name" in value, name, value, "a section with a name")
+    known = {typing.get_args(typing.get_type_hints(cls)["name"])[0]: cls for cls in choices}
+    check(value["name"] in known, f"{name}.name", value["name"], f"one of {', '.join(known)}")
+    return known[value["name"]]
 
 
 def _tuple(args: tuple, value, name: str) -> tuple:

@@ -112,13 +112,13 @@ def loss_and_gradients(loss_fn, trainable: Params, batch: tuple, accumulate: int
 
 def train_step(
     state: TrainState, batch: dict[str, jax.Array], *, model: dit.DiTConfig, path: str, loss: LossConfig,
-    optimizer: optax.GradientTransformation, schedule, ema: EmaConfig, accumulate: int, seed: int,
+    optimizer: optax.GradientTransformation, schedule, trains, ema: EmaConfig, accumulate: int, seed: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from batch {"image": uint8 or normalised float32 latents [B, H, W, C], "label": int32 [B]}."""
     x = batch["image"]
     x = latents.from_uint8(x) if x.dtype == jnp.uint8 else x
     eps, t, y = draw(seed, state.step, x, batch["label"], loss.label_drop, model.num_classes)
-    trainable, frozen = partition(state.params)
+    trainable, frozen = partition(state.params, trains)
     gap_ema = state.ema[ema.names[0]]
 
     def loss_fn(trainable, *batch):
@@ -131,7 +131,7 @@ def train_step(
         name: jax.tree.map(lambda a, p, rate=ema.rate(name, state.step): a + rate * (p - a), average, params)
         for name, average in state.ema.items()
     }
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     metrics["learning_rate"] = schedule(state.step)
     return TrainState(state.step + 1, params, averages, opt_state), metrics
 
@@ -150,7 +150,8 @@ def make_train_step(
           "False for a model without an intermediate head")
     step = functools.partial(
         train_step, model=model, path=path, loss=loss, optimizer=transformation,
-        schedule=learning_rate(optimizer, total_steps), ema=ema, accumulate=optimizer.accumulate, seed=seed,
+        schedule=learning_rate(optimizer, total_steps), trains=optimizer.trains, ema=ema,
+        accumulate=optimizer.accumulate, seed=seed,
     )
 
     def sharded(state, batch):
