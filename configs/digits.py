@@ -5,21 +5,23 @@
   time       about 1.5 minutes (1,100 steps)
   expect     IG 2 cuts FD-CNN to less than half of what the same weights reach without it
   :runlocal  200 steps, about 20 seconds, to see that everything works
+  :plain     the same network without the head, to compare with or to add one later (configs/retrofit.py)
 """
 
 import ml_collections
 
+from ig_jax import config_files
 from ig_jax.models import zoo
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`arg`: "" for the full run, "runlocal" for a short one."""
-    if arg not in ("", "runlocal"):
-        raise ValueError(f"config argument {arg!r} must be empty or runlocal")
-    runlocal = arg == "runlocal"
+    """`arg`: "" for the full run, "runlocal" for a short one, "plain" without a head."""
+    head, form = config_files.choices(arg, ("head", "plain"), ("full", "runlocal"))
+    runlocal = form == "runlocal"
     config = ml_collections.ConfigDict()
     config.name = "digits"
     config.seed = 0
+    config.init = dict(checkpoint="", ema="")
     config.model = dict(
         **zoo.FAMILIES["sit"],
         input_size=8, channels=1, patch_size=2, depth=6, width=64, num_heads=2, mlp_ratio=4.0, num_classes=10,
@@ -33,8 +35,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         direction_weight=0.0, direction_intermediate=False,
     )
     config.optimizer = dict(
-        learning_rate=2e-3, schedule="constant", warmup_steps=100, b1=0.9, b2=0.999, eps=1e-8,
-        weight_decay=0.0, clip_norm=1.0, accumulate=1,
+        name="adamw", learning_rate=2e-3, schedule="constant", warmup_steps=100, b1=0.9, b2=0.999, eps=1e-8,
+        weight_decay=0.0, clip_norm=1.0, accumulate=1, train_only=(),
     )
     config.ema = dict(decays=(0.999,), warmup=True)
     config.data = dict(
@@ -50,4 +52,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.sample = dict(
         solver="heun", steps=25, ig_scale=2.0, cfg_scale=1.0, ig_interval=(0.0, 1.0), cfg_interval=(0.0, 1.0),
     )
+    if head == "plain":
+        config.name = "digits_plain"
+        config.model.inter_depth = ()
+        config.loss.inter_weight = ()
+        config.sample.ig_scale = 1.0
     return config

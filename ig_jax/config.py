@@ -18,7 +18,7 @@ from ig_jax.errors import UserError, check
 from ig_jax.generation.recipe import Recipe
 from ig_jax.models.dit import DiTConfig
 from ig_jax.models.latents import LatentScaling
-from ig_jax.training.optimizer import EmaConfig, OptimizerConfig
+from ig_jax.training.optimizer import AdamWConfig, EmaConfig, MuonConfig
 from ig_jax.training.step import LossConfig
 
 
@@ -50,16 +50,29 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where a new run gets its weights; a resumed run goes on from its own checkpoint instead."""
+
+    checkpoint: str  # workdir of another run, or one of its steps; "" for fresh weights
+    ema: str  # which of its averages, by decay; "" for the first
+
+    def __post_init__(self):
+        check(self.checkpoint or not self.ema, "ema", self.ema, "empty without a checkpoint",
+              "set --config.init.checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that defines a run and, in its checkpoint, everything a sampler needs."""
 
     name: str
     seed: int
+    init: InitConfig
     model: DiTConfig
     latents: LatentScaling  # name "pixels" for a model of the images themselves
     process: ProcessConfig
     loss: LossConfig
-    optimizer: OptimizerConfig
+    optimizer: AdamWConfig | MuonConfig
     ema: EmaConfig
     data: DataConfig
     mesh: MeshConfig
@@ -77,6 +90,7 @@ class Experiment:
               "False for a model without an intermediate head")
         check(not self.loss.direction_weight or self.model.channels > 1, "loss.direction_weight",
               self.loss.direction_weight, "0 for a model of 1 channel", "one number has a sign, no direction")
+        self.optimizer.check_model(self.model)
         self.sample.check_model(self.model)
 
     def open_split(self, split: str):
@@ -119,10 +133,15 @@ def _prefixed(message: str, prefix: str) -> str:
 
 
 def _convert(hint, value, name: str):
+    if typing.get_origin(hint) is types.UnionType:
+        choices = typing.get_args(hint)
+        if not all(map(dataclasses.is_dataclass, choices)):
+            return _one_of(choices, value, name)
+        hint = _named(choices, value, name)
     if dataclasses.is_dataclass(hint):
         return bind(hint, value, name)
-    if typing.get_origin(hint) is types.UnionType:
-        return _one_of(typing.get_args(hint), value, name)
+    if typing.get_origin(hint) is typing.Literal:
+        return value  # _named has chosen by it
     if typing.get_origin(hint) is tuple:
         return _tuple(typing.get_args(hint), value, name)
     wanted = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}[hint]
@@ -148,6 +167,14 @@ def _one_of(hints: tuple, value, name: str):
         except UserError as error:
             errors.append(str(error))
     raise UserError(errors[0])
+
+
+def _named(choices: tuple, value, name: str):
+    """The one of several dataclasses whose `name` is the section's; each has fields of its own."""
+    check(hasattr(value, "keys") and "name" in value, name, value, "a section with a name")
+    known = {typing.get_args(typing.get_type_hints(cls)["name"])[0]: cls for cls in choices}
+    check(value["name"] in known, f"{name}.name", value["name"], f"one of {', '.join(known)}")
+    return known[value["name"]]
 
 
 def _tuple(args: tuple, value, name: str) -> tuple:

@@ -126,6 +126,19 @@ class Pretrained:
         return np.asarray(noise)
 
 
+def stored_experiment(checkpoint: str | os.PathLike) -> Experiment:
+    """The config that the newest whole step under `checkpoint` was trained with; no array is read.
+
+    Raises: UserError for a missing, damaged or foreign checkpoint.
+    """
+    directory, step = ckpt.find(checkpoint)
+    with ckpt.Checkpoints(directory, read_only=True) as reader:
+        found = reader.restore_newest(lambda meta: {}, step)
+    if found is None:
+        raise UserError(f"checkpoint={str(checkpoint)!r} must hold a saved step; give the --workdir of a run")
+    return bind(Experiment, found[1]["config"])
+
+
 def load(
     checkpoint: str | os.PathLike, *, ema: str = "", mesh: Mesh | None = None,
     autoencoder: str | os.PathLike | None = None, auto_checkpoint: str | os.PathLike | None = None,

@@ -33,7 +33,7 @@ def state(e: Experiment, seed: int = 0) -> TrainState:
 
     @jax.jit
     def make(key):
-        fresh = new_state(e.model, make_optimizer(e.optimizer, 1), e.ema.names, e.seed)
+        fresh = new_state(e.model, e.optimizer, make_optimizer(e.optimizer, 1, e.model), e.ema.names, e.seed, {})
         keys = jax.random.split(key, len(fresh.params))
         params = {name: value + 0.1 * jax.random.normal(key, value.shape, jnp.float32)
                   for key, (name, value) in zip(keys, fresh.params.items())}

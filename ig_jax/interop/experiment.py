@@ -35,6 +35,7 @@ def experiment(name: str, family: str, model: dict, latents: dict, claims: Claim
     return {
         "name": name,
         "seed": 0,
+        "init": dict(checkpoint="", ema=""),
         "model": model | ARITHMETIC,
         "latents": latents,
         "process": dict(
@@ -48,7 +49,7 @@ def experiment(name: str, family: str, model: dict, latents: dict, claims: Claim
             direction_weight=float(lightning and model["channels"] > 1), direction_intermediate=False,
         ),
         "optimizer": dict(
-            learning_rate=2e-4 if lightning else 1e-4, schedule="constant", warmup_steps=0,
+            name="adamw", train_only=(), learning_rate=2e-4 if lightning else 1e-4, schedule="constant", warmup_steps=0,
             b1=0.9, b2=0.95 if lightning else 0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0, accumulate=1,
         ),
         "ema": dict(decays=(ema_decay,), warmup=False),

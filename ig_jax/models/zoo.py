@@ -1,6 +1,11 @@
 """Families and sizes by name. A new family is one more entry here."""
 
+import re
+
 from ig_jax.errors import UserError
+
+NAMES = {"SiT": "sit", "DiT": "dit", "LightningDiT": "lightningdit"}  # as the papers write them
+PATCHES = (1, 2, 4, 8)
 
 # What sets a family apart, in the words of DiTConfig.
 FAMILIES = {
@@ -18,7 +23,7 @@ FAMILIES = {
     ),
 }
 
-# Blocks, width and heads of the published sizes.
+# Blocks, width and heads of the published sizes; S, B, L, XL are DiT's, the rest LightningDiT's alone.
 SIZES = {
     "S": dict(depth=12, width=384, num_heads=6),
     "B": dict(depth=12, width=768, num_heads=12),
@@ -41,3 +46,15 @@ def settings(family: str, size: str) -> dict:
         if value not in known:
             raise UserError(f"{name}={value!r} must be one of {', '.join(known)}")
     return {**FAMILIES[family], **SIZES[size], "mlp_ratio": 4.0, "inter_depth": (INTER_DEPTH[size],)}
+
+
+def named(name: str) -> dict:
+    """The entries of DiTConfig behind a published name such as "SiT-XL/2": `settings` and the patch size.
+
+    Raises: UserError for a name that is not family-size/patch.
+    """
+    parts = re.fullmatch(r"(\w+)-(\w+)/(\d+)", name)
+    if parts is None or parts[1] not in NAMES or parts[2] not in SIZES or int(parts[3]) not in PATCHES:
+        raise UserError(f"model name {name!r} must be family-size/patch, such as SiT-XL/2, of "
+                        f"{', '.join(NAMES)}; {', '.join(SIZES)}; {', '.join(map(str, PATCHES))}")
+    return {**settings(NAMES[parts[1]], parts[2]), "patch_size": int(parts[3])}

@@ -63,6 +63,14 @@ def no_mesh():
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
+def on_one_cpu() -> bool:
+    """Whether the program being traced is for a single CPU device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.default_backend() == "cpu"
+    return mesh.size == 1 and mesh.abstract_device.platform == "cpu"
+
+
 def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return array

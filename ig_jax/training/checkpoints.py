@@ -149,6 +149,8 @@ class Checkpoints:
     def _restore(self, step: int, layout: dict[str, object], meta: dict) -> dict[str, object]:
         for item, want in layout.items():
             _check_arrays(item, want, meta["arrays"])
+        if not layout:
+            return {}  # Orbax takes an empty request for everything
         try:
             args = {item: ocp.args.StandardRestore(want) for item, want in layout.items()}
             restored = dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())

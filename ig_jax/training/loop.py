@@ -1,5 +1,6 @@
 """The training run: restore or begin, step, log, preview, save; `train` reads from top to bottom."""
 
+import functools
 import importlib.metadata
 import json
 import math
@@ -21,6 +22,7 @@ from ig_jax.progress import Progress
 from ig_jax.training import checkpoints as ckpt
 from ig_jax.training import workdir as wd
 from ig_jax.training.optimizer import make_optimizer
+from ig_jax.training.start import starting_weights
 from ig_jax.training.state import TrainState, born_sharded, new_state, state_layout
 from ig_jax.training.step import make_train_step
 
@@ -37,14 +39,15 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
         source = experiment.open_split(experiment.data.split)
         mesh = make_mesh(**vars(experiment.mesh))
         check_batch(experiment.data.batch_size, mesh, pieces=experiment.optimizer.accumulate)
-        transformation = make_optimizer(experiment.optimizer, experiment.run.steps)
-        layout = state_layout(lambda: _fresh(experiment, transformation), mesh)
+        transformation = make_optimizer(experiment.optimizer, experiment.run.steps, experiment.model)
+        new = functools.partial(_new_state, experiment, transformation)
+        layout = state_layout(lambda: new({}), mesh)
         saver = ckpt.Checkpoints(directory / "checkpoints", keep=experiment.run.keep_checkpoints)
         with saver:
             fingerprint = pipeline.fingerprint(source, experiment.seed, experiment.data.batch_size)
             restored = ckpt.restore_state(saver, layout)
             if restored is None:
-                state = born_sharded(lambda: _fresh(experiment, transformation), layout)
+                state = born_sharded(new, layout, starting_weights(experiment, mesh))
             else:
                 state, meta = restored
                 pipeline.check_fingerprint(meta["data"], fingerprint)
@@ -65,8 +68,9 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
             return run.steps(step, state)
 
 
-def _fresh(experiment: Experiment, transformation) -> TrainState:
-    return new_state(experiment.model, transformation, experiment.ema.names, experiment.seed)
+def _new_state(experiment: Experiment, transformation, given) -> TrainState:
+    e = experiment
+    return new_state(e.model, e.optimizer, transformation, e.ema.names, e.seed, given)
 
 
 class Run:
@@ -89,7 +93,9 @@ class Run:
         print(f"data        {self.source.identity}, {len(self.source):,} images, "
               f"{e.data.batch_size} a step ({e.run.steps * e.data.batch_size / len(self.source):.1f} epochs)")
         print(parameter_table(e.model))
-        print(f"parameters  {cost.parameter_count(e.model):,} trainable; the intermediate head adds "
+        shapes = dit.shapes(e.model).items()
+        trained = sum(math.prod(leaf.shape) for name, leaf in shapes if e.optimizer.trains(name))
+        print(f"parameters  {trained:,} trained; the intermediate head adds "
               f"{cost.head_parameter_share(e.model):.3%}")
         print(f"compute     {flops / 1e9:,.2f} GFLOP a step, {e.model.dtype} products; head "
               f"{len(e.model.inter_depth) * cost.head_macs(e.model) / cost.forward_macs(e.model):.3%} of a forward")

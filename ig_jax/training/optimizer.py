@@ -1,28 +1,32 @@
-"""Optimizer, learning-rate schedule and EMA decay, all through optax."""
+"""Optimizers, learning-rate schedule and EMA decay, through optax."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from ig_jax.errors import check
+from ig_jax.models import dit
+from ig_jax.training.muon import scale_by_muon
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with clipping by global norm. Durations in steps."""
+    """What every optimizer reads. Durations in steps."""
 
     learning_rate: float
     schedule: str  # "constant" | "cosine" (to 0 at the last step), after the warm-up
     warmup_steps: int
-    b1: float
+    b1: float  # of Adam
     b2: float
     eps: float
-    weight_decay: float
+    weight_decay: float  # decoupled: scaled by the learning rate alone
     clip_norm: float  # 0 for no clipping
     accumulate: int  # micro-batches summed into one update
+    train_only: tuple[str, ...]  # parameters below these names, "inter_heads" or "blocks.3"; () for all
 
     def __post_init__(self):
         check(self.learning_rate > 0, "learning_rate", self.learning_rate, "greater than 0")
@@ -34,6 +38,61 @@ class OptimizerConfig:
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         check(self.clip_norm >= 0, "clip_norm", self.clip_norm, "at least 0 (0 turns clipping off)")
         check(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1 micro-batch")
+
+    def trains(self, name: str) -> bool:
+        """Whether the parameter is updated; the others get no gradient and keep every bit."""
+        return self._chosen(name) and name not in dit.FROZEN
+
+    def _chosen(self, name: str) -> bool:
+        return not self.train_only or any(_below(name, prefix) for prefix in self.train_only)
+
+    def check_model(self, model: dit.DiTConfig) -> None:
+        """Raise UserError when train_only names something that the model does not have."""
+        names = dit.shapes(model) if self.train_only else ()
+        for prefix in self.train_only:
+            check(any(_below(name, prefix) and self.trains(name) for name in names), "optimizer.train_only",
+                  prefix, "a trainable part of this model", "such as inter_heads, final_head or blocks.3")
+
+
+def _below(name: str, prefix: str) -> bool:
+    return f"{name}.".startswith(f"{prefix}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamWConfig(OptimizerConfig):
+    """AdamW on everything that is trained."""
+
+    name: Literal["adamw"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MuonConfig(OptimizerConfig):
+    """Muon on matrices, AdamW without weight decay on the rest.
+
+    muon_routing: "hidden", matrices inside the blocks; embeddings and heads are not maps between hidden
+    layers and go to AdamW. "release", everything with two or more dimensions, which also decays the fixed
+    positions, as the published LightningDiT was trained.
+    """
+
+    name: Literal["muon"]
+    muon_momentum: float
+    muon_routing: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(0 <= self.muon_momentum < 1, "muon_momentum", self.muon_momentum, "in [0, 1)")
+        check(self.muon_routing in ("hidden", "release"), "muon_routing", self.muon_routing,
+              "hidden or release")
+
+    def trains(self, name: str) -> bool:
+        return super().trains(name) or (self.muon_routing == "release" and self._chosen(name))
+
+    def rule(self, name: str, dimensions: int) -> str:
+        """"muon", "adamw" or "decay" (nothing but weight decay) for a parameter of that many dimensions."""
+        if name in dit.FROZEN:
+            return "decay"
+        hidden = self.muon_routing == "release" or name.startswith("blocks.")
+        return "muon" if hidden and dimensions >= 2 else "adamw"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +136,27 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[jax.Ar
     return schedule
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """clip -> AdamW, as torch.optim.AdamW computes it (decoupled weight decay scaled by the learning rate)."""
+def make_optimizer(
+    config: AdamWConfig | MuonConfig, total_steps: int, model: dit.DiTConfig
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then the rule of the config, for gradients by parameter name."""
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    adamw = optax.adamw(
-        learning_rate(config, total_steps), config.b1, config.b2, config.eps, weight_decay=config.weight_decay
-    )
-    return optax.chain(*parts, adamw)
+    rate = learning_rate(config, total_steps)
+    rule = _adamw(config, rate) if isinstance(config, AdamWConfig) else _muon(config, rate, model.channels)
+    return optax.chain(*parts, rule)
+
+
+def _adamw(config: AdamWConfig, rate) -> optax.GradientTransformation:
+    """As torch.optim.AdamW computes it."""
+    return optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay)
+
+
+def _muon(config: MuonConfig, rate, channels: int) -> optax.GradientTransformation:
+    decay = (optax.add_decayed_weights(config.weight_decay), optax.scale_by_learning_rate(rate))
+    rules = {
+        "muon": optax.chain(scale_by_muon(config.muon_momentum, channels), *decay),
+        "adamw": optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=0.0),
+        "decay": optax.chain(optax.set_to_zero(), *decay),
+    }
+    labels = lambda tree: {name: config.rule(name, leaf.ndim) for name, leaf in tree.items()}  # noqa: E731
+    return optax.partition(rules, labels)

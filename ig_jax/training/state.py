@@ -1,6 +1,7 @@
 """What a run is at one moment: plain pytrees of arrays by parameter name."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 from ig_jax.diffusion.randomness import Purpose, address
 from ig_jax.models import dit
 from ig_jax.parallel.sharding import tree_shardings
+from ig_jax.training.optimizer import OptimizerConfig
 
 Params = dict[str, jax.Array]
 
@@ -25,20 +27,22 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def partition(params: Params) -> tuple[Params, Params]:
-    """(trainable, frozen) parameters; their union is `params`."""
-    frozen = {name: value for name, value in params.items() if name in dit.FROZEN}
-    return {name: value for name, value in params.items() if name not in frozen}, frozen
+def partition(params: Params, trains: Callable[[str], bool]) -> tuple[Params, Params]:
+    """(trained, fixed) parameters by name; their union is `params`."""
+    fixed = {name: value for name, value in params.items() if not trains(name)}
+    return {name: value for name, value in params.items() if name not in fixed}, fixed
 
 
 def new_state(
-    model: dit.DiTConfig, optimizer: optax.GradientTransformation, ema_names: tuple[str, ...], seed: int
+    model: dit.DiTConfig, config: OptimizerConfig, optimizer: optax.GradientTransformation,
+    ema_names: tuple[str, ...], seed: int, given: Params,
 ) -> TrainState:
-    """Step 0: fresh parameters, every EMA a copy of them."""
-    params = dit.init(model, address(seed, Purpose.INIT))
+    """Step 0: the given parameters, fresh ones for the rest, and every EMA a copy of them."""
+    params = dit.init(model, address(seed, Purpose.INIT)) | given
     # Copies, because the state is donated and a buffer can be donated only once.
-    ema = {name: jax.tree.map(jnp.copy, params) for name in ema_names}
-    return TrainState(jnp.int32(0), params, ema, optimizer.init(partition(params)[0]))
+    params, *averages = (jax.tree.map(jnp.copy, params) for _ in ("params", *ema_names))
+    ema = dict(zip(ema_names, averages))
+    return TrainState(jnp.int32(0), params, ema, optimizer.init(partition(params, config.trains)[0]))
 
 
 def state_layout(make_state, mesh: Mesh):
@@ -51,6 +55,6 @@ def state_layout(make_state, mesh: Mesh):
     )
 
 
-def born_sharded(make_state, layout) -> TrainState:
-    """The state, each array created on the devices that keep it."""
-    return jax.jit(make_state, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout))()
+def born_sharded(make_state, layout, *arguments) -> TrainState:
+    """`make_state(*arguments)`, each array created on the devices that keep it."""
+    return jax.jit(make_state, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout))(*arguments)

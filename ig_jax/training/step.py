@@ -144,14 +144,14 @@ def loss_and_gradients(loss_fn, trainable: Params, batch: tuple, accumulate: int
 
 def train_step(
     state: TrainState, batch: dict[str, jax.Array], *, model: dit.DiTConfig, process: ProcessConfig,
-    loss: LossConfig, optimizer: optax.GradientTransformation, schedule, ema: EmaConfig, accumulate: int,
-    seed: int,
+    loss: LossConfig, optimizer: optax.GradientTransformation, schedule, trains, ema: EmaConfig,
+    accumulate: int, seed: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from batch {"image": uint8 or normalised float32 [B, H, W, C], "label": int32 [B]}."""
     x = batch["image"]
     x = latents.from_uint8(x) if x.dtype == jnp.uint8 else x
     eps, t, y = draw(process, seed, state.step, x, batch["label"], loss.label_drop, model.num_classes)
-    trainable, frozen = partition(state.params)
+    trainable, frozen = partition(state.params, trains)
     gap_ema = state.ema[ema.names[0]]
 
     def loss_fn(trainable, *batch):
@@ -187,7 +187,8 @@ def make_train_step(
           "False for a model without an intermediate head")
     step = functools.partial(
         train_step, model=model, process=process, loss=loss, optimizer=transformation,
-        schedule=learning_rate(optimizer, total_steps), ema=ema, accumulate=optimizer.accumulate, seed=seed,
+        schedule=learning_rate(optimizer, total_steps), trains=optimizer.trains, ema=ema,
+        accumulate=optimizer.accumulate, seed=seed,
     )
 
     def sharded(state, batch):

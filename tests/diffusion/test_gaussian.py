@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import toy
 from toy import sample_latents
 
 from ig_jax.diffusion import gaussian, gaussian_samplers, losses, samplers
@@ -191,13 +192,14 @@ def test_acceleration_moves_the_noise_target_and_not_the_bound(params):
 
 def test_the_train_step_learns_the_process():
     ema, optimizer = EmaConfig((0.9,), False), optax.adam(3e-3)
+    adamw = toy.experiment().optimizer
     step = jax.jit(functools.partial(
         training.train_step, model=MODEL, process=PROCESS, loss=LOSS, optimizer=optimizer,
-        schedule=lambda count: jnp.float32(3e-3), ema=ema, accumulate=1, seed=0))
+        schedule=lambda count: jnp.float32(3e-3), trains=adamw.trains, ema=ema, accumulate=1, seed=0))
     rng = np.random.default_rng(3)
     batch = {"image": jnp.asarray(0.1 * rng.standard_normal((16, 4, 4, 2)), jnp.float32),
              "label": jnp.zeros(16, jnp.int32)}
-    state, history = jax.jit(lambda: new_state(MODEL, optimizer, ema.names, 0))(), []
+    state, history = jax.jit(lambda: new_state(MODEL, adamw, optimizer, ema.names, 0, {}))(), []
     for _ in range(50):
         state, metrics = step(state, batch)
         history.append({name: float(value) for name, value in metrics.items()})

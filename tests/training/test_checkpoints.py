@@ -23,10 +23,10 @@ EXPERIMENT = toy.experiment()
 @functools.cache
 def make_state(step):
     """A state on the host whose every array depends on the step."""
-    transformation = make_optimizer(EXPERIMENT.optimizer, 10)
+    transformation = make_optimizer(EXPERIMENT.optimizer, 10, EXPERIMENT.model)
     params = {name: value + step for name, value in toy.params().items()}
     ema = {name: jax.tree.map(lambda p: 0.9 * p, params) for name in EXPERIMENT.ema.names}
-    return TrainState(jnp.int32(step), params, ema, transformation.init(partition(params)[0]))
+    return TrainState(jnp.int32(step), params, ema, transformation.init(partition(params, EXPERIMENT.optimizer.trains)[0]))
 
 
 def on(mesh, step):
@@ -160,8 +160,9 @@ def test_an_empty_directory_is_a_fresh_start(tmp_path):
 ])
 def test_another_network_is_named_by_its_first_array(saved, change, words):
     other = toy.replace(toy.MODEL, **change)
-    transformation = make_optimizer(EXPERIMENT.optimizer, 10)
-    layout = state_layout(lambda: new_state(other, transformation, EXPERIMENT.ema.names, 0), make_mesh())
+    transformation = make_optimizer(EXPERIMENT.optimizer, 10, other)
+    make = lambda: new_state(other, EXPERIMENT.optimizer, transformation, EXPERIMENT.ema.names, 0, {})  # noqa: E731
+    layout = state_layout(make, make_mesh())
     with ckpt.Checkpoints(saved / "checkpoints", read_only=True) as reader:
         with pytest.raises(UserError, match=words):
             ckpt.restore_state(reader, layout)

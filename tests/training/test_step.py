@@ -22,12 +22,12 @@ PROCESS = toy.experiment().process
 def start(experiment, transformation) -> TrainState:
     params = toy.params(experiment.model)
     ema = {name: jax.tree.map(lambda p: 0.9 * p, params) for name in experiment.ema.names}
-    return TrainState(jnp.int32(0), params, ema, transformation.init(partition(params)[0]))
+    return TrainState(jnp.int32(0), params, ema, transformation.init(partition(params, experiment.optimizer.trains)[0]))
 
 
 def prepare(experiment, mesh):
     """(jitted step, state, place a batch) for an experiment on a mesh."""
-    transformation = make_optimizer(experiment.optimizer, experiment.run.steps)
+    transformation = make_optimizer(experiment.optimizer, experiment.run.steps, experiment.model)
     make = functools.partial(start, experiment, transformation)
     layout = state_layout(make, mesh)
     step = make_train_step(

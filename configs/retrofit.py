@@ -1,0 +1,47 @@
+"""Add an intermediate head to a trained network that has none, to sample it with internal guidance.
+
+  python -m ig_jax.train --config=configs/retrofit.py:runs/plain --workdir=runs/retrofit
+  argument   the work directory (or one step) of a run without a head, or of a converted checkpoint; then,
+             after commas, "everything" to train the whole network on with both losses rather than the head
+             alone, and runlocal. All other settings come from the checkpoint; override as always
+             (--config.data.folder=..., --config.model.inter_depth="(4,)")
+  head alone network and final output keep every bit, so sampling with w = 1 is unchanged. The backward
+             pass ends at the head: a step costs little more than a forward pass
+  hardware   that of sampling the network for the head alone, of training it for everything
+  time       not measured at full size
+  expect     the head's loss (loss/intermediate) falls to near that of a head trained from the start
+  :PATH,runlocal  200 steps of the same: train configs/digits.py:plain,runlocal first
+"""
+
+import ml_collections
+
+from ig_jax import config_files, pretrained
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`arg`: the checkpoint's path, then options, as above."""
+    checkpoint, _, options = arg.partition(",")
+    if not checkpoint:
+        raise ValueError("config argument must begin with a checkpoint, configs/retrofit.py:runs/plain")
+    part, form = config_files.choices(options, ("head", "everything"), ("full", "runlocal"))
+    stored = pretrained.stored_experiment(checkpoint)
+    if stored.model.inter_depth:
+        raise ValueError(f"checkpoint={checkpoint!r} must be of a network without an intermediate head; it "
+                         f"has one after block {stored.model.inter_depth[0]}, sample it as it is")
+    config = ml_collections.ConfigDict(stored.as_dict())
+    config.name = f"{stored.name}_retrofit"
+    config.init = dict(checkpoint=checkpoint, ema="")
+    # A third of the way, at most 8: block 4 of B and 8 of L and XL, where the paper puts them.
+    config.model.inter_depth = (min(8, max(1, stored.model.depth // 3)),)
+    config.loss.update(inter_weight=(0.5,), accelerate=False)
+    config.optimizer = dict(
+        name="adamw", learning_rate=stored.optimizer.learning_rate, schedule="constant", warmup_steps=100,
+        b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0, accumulate=stored.optimizer.accumulate,
+        train_only=("inter_heads",) if part == "head" else (),
+    )
+    runlocal = form == "runlocal"
+    config.run = dict(
+        steps=200 if runlocal else 50_000, log_every=50, checkpoint_every=100 if runlocal else 2_000,
+        keep_checkpoints=2, preview_every=0, preview_images=0,
+    )
+    return config

@@ -1,0 +1,166 @@
+"""Starting from another run's average, and training an added head alone."""
+
+import copy
+import dataclasses
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ig_jax import pretrained
+from ig_jax.config import Experiment, bind
+from ig_jax.errors import UserError
+from ig_jax.models import dit
+from ig_jax.training.loop import train
+from ig_jax.training.start import renamed_heads
+from ig_jax.training.state import partition
+from ig_jax.training.step import batch_loss, loss_and_gradients
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+HEAD = "inter_heads."
+
+
+def get_config(name, arg=""):
+    return runpy.run_path(CONFIGS / f"{name}.py")["get_config"](arg)
+
+
+def small(config, steps=3):
+    """The same config as plain values, cut to a network that trains in seconds."""
+    values = json.loads(config.to_json())
+    values["model"] |= dict(depth=2, width=16)
+    values["data"]["batch_size"] = 16
+    values["ema"] |= dict(decays=[0.9, 0.5], warmup=False)
+    values["optimizer"]["warmup_steps"] = 0
+    values["run"] |= dict(steps=steps, log_every=1, checkpoint_every=100, preview_every=0, preview_images=0)
+    return values
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """(workdir, config) of a trained network without a head."""
+    workdir = tmp_path_factory.mktemp("plain")
+    config = small(get_config("digits", "plain"))
+    train(bind(Experiment, config), str(workdir))
+    return str(workdir), config
+
+
+@pytest.fixture(scope="module")
+def head_alone(plain, tmp_path_factory):
+    """(workdir, state at the end) after configs/retrofit.py trained the head alone."""
+    workdir = str(tmp_path_factory.mktemp("head"))
+    config = small(get_config("retrofit", f"{plain[0]},runlocal"))
+    return workdir, jax.device_get(train(bind(Experiment, config), workdir))
+
+
+def with_init(config, checkpoint, **changes):
+    """The config of a run that starts from `checkpoint`, with a head after each depth of `inter_depth`."""
+    config = copy.deepcopy(config)
+    config["init"] = dict(checkpoint=checkpoint, ema="")
+    for key, value in changes.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    config["loss"]["inter_weight"] = [0.5] * len(config["model"]["inter_depth"])
+    return config
+
+
+def test_both_averages_can_be_chosen_by_name(plain):
+    default, other = (pretrained.load(plain[0], ema=name) for name in ("", "0.5"))
+    assert (default.ema, other.ema) == ("0.9", "0.5")
+    assert any((default.params[name] != other.params[name]).any() for name in default.params)
+    with pytest.raises(UserError, match="ema='0.7' must be one of 0.9, 0.5"):
+        pretrained.load(plain[0], ema="0.7")
+
+
+def test_the_head_alone_changes_nothing_else(plain, head_alone):
+    given, state = pretrained.load(plain[0]).params, head_alone[1]
+    for tree in (state.params, *state.ema.values()):
+        assert tree.keys() - given.keys() == {name for name in tree if name.startswith(HEAD)}
+        for name in given:
+            assert (tree[name] == given[name]).all(), name
+        assert all(tree[name].any() for name in tree if name.startswith(HEAD))  # every tensor of it was zero
+    moments = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)}
+    assert not any("blocks" in name or "final_head" in name for name in moments)
+
+
+def test_sampling_without_guidance_is_unchanged_to_the_bit(plain, head_alone):
+    before, after = pretrained.load(plain[0]), pretrained.load(head_alone[0])
+    recipe = dataclasses.replace(before.recipe, steps=5, ig_scale=1.0)
+    one, two = (model.generate(recipe, np.arange(8), batch_size=8) for model in (before, after))
+    assert (next(one)[1] == next(two)[1]).all()
+    x = jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
+    t, y = jnp.linspace(0, 1, 8), jnp.arange(8)
+    plain_out, headed = (jax.jit(dit.apply, static_argnums=0)(m.experiment.model, m.params, x, t, y)
+                         for m in (before, after))
+    assert (plain_out.final == headed.final).all() and headed.intermediate[0].any()
+
+
+def test_no_gradient_of_the_fixed_part_is_computed(plain):
+    experiment = bind(Experiment, get_config("retrofit", plain[0]))
+    model = dataclasses.replace(experiment.model, depth=6, width=64, num_heads=2)
+    trained, fixed = partition(dit.shapes(model), experiment.optimizer.trains)
+    assert trained and all(name.startswith(HEAD) for name in trained)
+    array = jax.ShapeDtypeStruct
+    x, t, y = array((16, 8, 8, 1), "float32"), array((16,), "float32"), array((16,), "int32")
+
+    def gradients(trained, fixed, *batch):
+        loss = lambda trained, *batch: batch_loss(  # noqa: E731
+            model, experiment.process, experiment.loss, trained | fixed, None, 0, *batch)
+        return loss_and_gradients(loss, trained, batch, 1)
+
+    flops = lambda f, *args: jax.jit(f).lower(*args).compile().cost_analysis()["flops"]  # noqa: E731
+    forward = flops(lambda params, *args: dit.apply(model, params, *args), dit.shapes(model), x, t, y)
+    assert flops(gradients, trained, fixed, x, x, t, y) < 1.05 * forward
+
+
+def test_everything_trains_on_and_resumes_from_itself(plain, tmp_path):
+    origin = shutil.copytree(plain[0], tmp_path / "origin")
+    config = small(get_config("retrofit", f"{origin},everything,runlocal"), steps=1)
+    first = jax.device_get(train(bind(Experiment, config), str(tmp_path / "run")))
+    given = pretrained.load(origin).params
+    assert {n for n in given if (first.params[n] == given[n]).all()} <= {"pos_embed"}
+    shutil.rmtree(origin)
+    config["run"]["steps"] = 2
+    assert int(train(bind(Experiment, config), str(tmp_path / "run")).step) == 2
+
+
+def test_heads_keep_their_weights_by_depth():
+    model = bind(Experiment, get_config("digits")).model
+    old, new = (dataclasses.replace(model, inter_depth=depths) for depths in ((2, 4), (1, 4, 5)))
+    kept = renamed_heads({name: name for name in dit.shapes(old)}, old, new)
+    assert kept["inter_heads.1.linear.bias"] == "inter_heads.1.linear.bias"  # after block 4 in both
+    assert not any(name.startswith(("inter_heads.0", "inter_heads.2")) for name in kept)
+    assert kept["blocks.3.mlp.fc1.bias"] == "blocks.3.mlp.fc1.bias"
+
+
+@pytest.mark.parametrize("change,words", [
+    (dict(model__width=32), "config.model.width=32 must be 16, as in config.init.checkpoint"),
+    (dict(model__num_heads=4), "config.model.num_heads=4 must be 2, as in config.init.checkpoint"),
+    (dict(model__norm="rmsnorm"), "config.model.norm='rmsnorm' must be 'layernorm'"),
+    (dict(latents__scale=[2.0]), "latent scaling mismatch"),
+    (dict(init__ema="0.7"), "ema='0.7' must be one of 0.9, 0.5"),
+    (dict(init__checkpoint="/nowhere"), "checkpoint='/nowhere' must be an existing directory"),
+])
+def test_a_checkpoint_of_another_network_is_refused(plain, tmp_path, change, words):
+    config = with_init(plain[1], plain[0], **change)
+    with pytest.raises(UserError) as error:
+        train(bind(Experiment, config), str(tmp_path))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_average_without_a_checkpoint_is_refused(plain):
+    config = with_init(plain[1], "", init__ema="0.9")
+    with pytest.raises(UserError, match="config.init.ema='0.9' must be empty without a checkpoint"):
+        bind(Experiment, config)
+
+
+def test_retrofit_config_says_what_it_needs(plain, head_alone):
+    for arg, words in (("", "must begin with a checkpoint"), (f"{plain[0]},all", "head or everything"),
+                       (head_alone[0], "without an intermediate head; it has one after block 1"),
+                       ("/nowhere", "must be an existing directory")):
+        with pytest.raises(ValueError, match=words):
+            get_config("retrofit", arg)
