@@ -90,6 +90,8 @@ class Experiment:
               "False for a model without an intermediate head")
         check(not self.loss.direction_weight or self.model.channels > 1, "loss.direction_weight",
               self.loss.direction_weight, "0 for a model of 1 channel", "one number has a sign, no direction")
+        check(self.latents.name == "pixels" or not self.run.preview_images, "run.preview_images",
+              self.run.preview_images, "0 for a model of latents", "sample from its checkpoints with an autoencoder")
         self.optimizer.check_model(self.model)
         self.sample.check_model(self.model)
 

@@ -15,8 +15,8 @@ from absl import flags
 from ig_jax import cli, pretrained
 from ig_jax.errors import UserError, check
 from ig_jax.evaluation import features, scores, sweep
-from ig_jax.generation.generate import labels_for
 from ig_jax.generation.images import atomic_file
+from ig_jax.generation.labels import labels_for
 from ig_jax.progress import Progress
 
 FLAGS = flags.FlagValues()

@@ -86,6 +86,7 @@ CONFIGS = [
     ("run.checkpoint_every=0", "must be at least 1"),
     ("run.keep_checkpoints=0", "must be at least 1"),
     ("run.preview_every=-1", "must be at least 0"),
+    ("latents.name=sd_vae", "config.run.preview_images=40 must be 0 for a model of latents"),
     ("sample.solver=rk4", "config.sample.solver='rk4' must be one of"),
     ("sample.steps=0", "config.sample.steps=0 must be at least 1"),
     ("sample.ig_interval=(0.5,0.3)", "config.sample.ig_interval=(0.5, 0.3) must be lo,hi"),
@@ -138,7 +139,7 @@ def test_a_bad_config_file_is_one_line(change, words, tmp_path, capsys):
     ([CONFIG], "--workdir is missing"),
     (["--workdir=/tmp/x"], "--config is missing"),
     (["--config=configs/nothing.py", "--workdir=/tmp/x"], "nothing.py"),
-    (["--config=configs/digits.py:huge", "--workdir=/tmp/x"], "'huge' must be empty or runlocal"),
+    (["--config=configs/digits.py:huge", "--workdir=/tmp/x"], "config argument 'huge' must have at most one word of each"),
     ([CONFIG, "--workdir=/dev/null/x"], "workdir='/dev/null/x' must be a writable directory"),
     ([CONFIG, "--workdir=/tmp/x", "--stpes=3"], "stpes"),
     ([CONFIG, "--workdir=/tmp/x", "extra"], "argument 'extra' is not a flag"),
@@ -163,8 +164,8 @@ def trained(tmp_path_factory):
     (["--steps=0"], "steps=0 must be at least 1"),
     (["--solver=rk4"], "solver='rk4' must be one of"),
     (["--solver=sde", "--steps=1"], "steps=1 must be at least 2"),
-    (["--ig_scale=nan"], "ig_scale=nan must be a finite number"),
-    (["--ig_scale=-1"], "ig_scale=-1.0 must be a finite number, at least 0"),
+    (["--ig_scale=nan"], "ig_scale=nan must be finite and at least 0"),
+    (["--ig_scale=-1"], "ig_scale=-1.0 must be finite and at least 0"),
     (["--cfg_scale=two"], "cfg_scale"),
     (["--ig_interval=1,0.3"], "ig_interval=(1.0, 0.3) must be lo,hi with 0 <= lo < hi <= 1"),
     (["--cfg_interval=0,2"], "cfg_interval=(0.0, 2.0) must be lo,hi"),
@@ -172,7 +173,7 @@ def trained(tmp_path_factory):
     (["--labels=11"], "labels=11 must be in 0..9"),
     (["--labels=cat"], "labels='cat' must be balanced, random"),
     (["--ema=0.5"], "ema='0.5' must be one of 0.999"),
-    (["--compare", "--cfg_scale=1"], "two scales other than 1"),
+    (["--compare", "--cfg_scale=1", "--num=20"], "two scales other than 1"),
 ])
 def test_bad_sample_flags(trained, tmp_path, arguments, words, capsys):
     out = tmp_path / "out"
@@ -218,7 +219,7 @@ def test_images_of_another_recipe_are_not_overwritten(trained, tmp_path, capsys)
     common = [f"--checkpoint={trained}", f"--out={tmp_path / 'out'}", "--num=2", "--steps=2"]
     done = toy.run("ig_jax.sample", *common)
     assert done.returncode == 0, done.stderr
-    assert_one_line(outcome("sample", *common, "--ig_scale=3", capsys=capsys), "holds images of another recipe")
+    assert_one_line(outcome("sample", *common, "--ig_scale=3", capsys=capsys), "holds images of another recipe (ig_scale is 2.0)")
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["recipe"]["ig_scale"] == 2.0
 
 

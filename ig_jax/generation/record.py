@@ -47,14 +47,22 @@ def nothing_to_do(folder: Folder, record: dict) -> bool:
         return False
     for key in FIXED:
         if found.get(key) != record.get(key):
-            raise UserError(f"--out={str(folder.path)!r} holds images of another {key} ({found.get(key)}); "
-                            "choose another --out")
+            raise UserError(f"--out={str(folder.path)!r} holds images of another {key} "
+                            f"({_difference(found.get(key), record.get(key))}); choose another --out")
     # A sample that someone removed is drawn again.
     if not found["finished"] or (record["kind"] in ("samples", "decode") and folder.missing().any()):
         return False
     if processes.is_first():
         print(f"nothing to do: {folder.path} already holds these images")
     return True
+
+
+def _difference(stored, asked) -> str:
+    """What the folder has, or of two sections the first entry that differs."""
+    if not (isinstance(stored, dict) and isinstance(asked, dict)):
+        return str(stored)
+    name = next(name for name in stored | asked if stored.get(name) != asked.get(name))
+    return f"{name} is {stored.get(name)}"
 
 
 def announce(model, recipe: Recipe, preset: str | None) -> None:
