@@ -24,6 +24,7 @@ def experiment(**model) -> Experiment:
         config.sample.ig_scale = 1.0
     channels = config.model.channels
     if channels != 1:
+        config.run.preview_images = 0
         config.latents.update(name="sd_vae", shift=(0.0,) * channels, scale=(1.0,) * channels, uint8_rule="sit")
     return bind(Experiment, config)
 
