@@ -84,12 +84,7 @@ class Experiment:
         check(self.latents.channels == self.model.channels, "latents.scale", self.latents.scale,
               f"one factor for each of the {self.model.channels} channels of the model")
         self.process.check_model(self.model)
-        check(len(self.loss.inter_weight) == len(self.model.inter_depth), "loss.inter_weight",
-              self.loss.inter_weight, f"one weight for each of model.inter_depth={self.model.inter_depth}")
-        check(not self.loss.accelerate or self.model.inter_depth, "loss.accelerate", self.loss.accelerate,
-              "False for a model without an intermediate head")
-        check(not self.loss.direction_weight or self.model.channels > 1, "loss.direction_weight",
-              self.loss.direction_weight, "0 for a model of 1 channel", "one number has a sign, no direction")
+        self.loss.check_model(self.model)
         check(self.latents.name == "pixels" or not self.run.preview_images, "run.preview_images",
               self.run.preview_images, "0 for a model of latents", "sample from its checkpoints with an autoencoder")
         self.optimizer.check_model(self.model)

@@ -28,6 +28,7 @@ from ig_jax.training.state import TrainState
 
 FORMAT = 1  # of `meta`
 _WRITTEN_AT_ONCE = 128_000_000  # bytes, of all arrays that `write_step` has in flight
+_COMMITTED = "commit_success.txt"  # Orbax writes it last, in either way of committing
 _TRASH = "trash"  # Orbax deletes file by file; renaming first keeps a half-deleted step out of the list
 
 
@@ -62,8 +63,8 @@ class Checkpoints:
             todelete_subdir=None if read_only else _TRASH,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
-            # A directory counts as a step only once its commit file is written, not by its name.
-            atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
+            # Written under another name and renamed when whole: what a kill leaves is never taken for a step.
+            atomicity_options=AtomicityOptions(mode=AtomicityMode.ATOMIC_RENAME),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -81,8 +82,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Committed steps, newest first; files, links and empty directories named like one are left out."""
-        listed = (step for step in self._manager.all_steps() if (self.directory / str(step) / "meta").is_dir())
-        return sorted((s for s in listed if not (self.directory / str(s)).is_symlink()), reverse=True)
+        listed = (step for step in self._manager.all_steps() if self._is_whole(self.directory / str(step)))
+        return sorted(listed, reverse=True)
+
+    @staticmethod
+    def _is_whole(path: Path) -> bool:
+        return not path.is_symlink() and (path / "meta").is_dir() and (path / _COMMITTED).is_file()
 
     def save(self, state: TrainState, meta: dict) -> None:
         """Start writing `state` in the background; `meta` is JSON and gains step and array descriptions.

@@ -114,17 +114,20 @@ class Run:
                 state, metrics = train_step(state, self._on_devices(batch))
                 progress.advance()
                 last = done == e.run.steps
-                if last or self._due(done, e.run.log_every):
+                stopping = self.stop.name  # read once: a signal during what follows is for the next step
+                logs = last or self._due(done, e.run.log_every)
+                saves = last or bool(stopping) or self._due(done, e.run.checkpoint_every)
+                if logs or saves:
                     values = self._finite(done, wd.as_floats(metrics))
+                if logs:
                     written.write(done, values)
                     board.scalars(done, {**values, "steps_per_second": progress.rate()})
                     progress.show(self._line(values, progress.rate()))
-                if last or self.stop.name or self._due(done, e.run.checkpoint_every):
-                    self._finite(done, wd.as_floats(metrics))
+                if saves:
                     self.saver.save(state, self.meta)
-                if self.stop.name and not last:
+                if stopping and not last:
                     self.saver.wait()
-                    raise Preempted(f"{self.stop.name} at step {done}; saved, the same command goes on from there")
+                    raise Preempted(f"{stopping} at step {done}; saved, the same command goes on from there")
                 if e.run.preview_images and (last or self._due(done, e.run.preview_every)):
                     board.image(done, self._preview(state, done))
                 if last:

@@ -44,6 +44,15 @@ class LossConfig:
         check(self.start_step >= 0, "start_step", self.start_step, "at least 0 steps")
         check(self.direction_weight >= 0, "direction_weight", self.direction_weight, "at least 0 (0 is off)")
 
+    def check_model(self, model: dit.DiTConfig) -> None:
+        """Raise UserError when the loss wants something of the model that it does not have."""
+        check(len(self.inter_weight) == len(model.inter_depth), "loss.inter_weight", self.inter_weight,
+              f"one weight for each of model.inter_depth={model.inter_depth}")
+        check(not self.accelerate or model.inter_depth, "loss.accelerate", self.accelerate,
+              "False for a model without an intermediate head")
+        check(not self.direction_weight or model.channels > 1, "loss.direction_weight",
+              self.direction_weight, "0 for a model of 1 channel", "one number has a sign, no direction")
+
 
 def draw(
     process: ProcessConfig, seed: int, step: jax.Array, x: jax.Array, y: jax.Array, label_drop: float,
@@ -181,10 +190,7 @@ def make_train_step(
     Raises: UserError when the loss or the process does not fit the model.
     """
     process.check_model(model)
-    check(len(loss.inter_weight) == len(model.inter_depth), "loss.inter_weight", loss.inter_weight,
-          f"one weight for each of model.inter_depth={model.inter_depth}")
-    check(not loss.accelerate or model.inter_depth, "loss.accelerate", loss.accelerate,
-          "False for a model without an intermediate head")
+    loss.check_model(model)
     step = functools.partial(
         train_step, model=model, process=process, loss=loss, optimizer=transformation,
         schedule=learning_rate(optimizer, total_steps), trains=optimizer.trains, ema=ema,
