@@ -1,6 +1,5 @@
 """The training run: restore or begin, step, log, preview, save; `train` reads from top to bottom."""
 
-import functools
 import importlib.metadata
 import json
 import math
@@ -21,10 +20,9 @@ from ig_jax.parallel.sharding import batch_sharding
 from ig_jax.progress import Progress
 from ig_jax.training import checkpoints as ckpt
 from ig_jax.training import workdir as wd
-from ig_jax.training.optimizer import make_optimizer
+from ig_jax.training.program import TrainProgram
 from ig_jax.training.start import starting_weights
-from ig_jax.training.state import TrainState, born_sharded, new_state, state_layout
-from ig_jax.training.step import make_train_step
+from ig_jax.training.state import TrainState, born_sharded
 
 PACKAGES = ("ig_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -39,15 +37,13 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
         source = experiment.open_split(experiment.data.split)
         mesh = make_mesh(**vars(experiment.mesh))
         check_batch(experiment.data.batch_size, mesh, pieces=experiment.optimizer.accumulate)
-        transformation = make_optimizer(experiment.optimizer, experiment.run.steps, experiment.model)
-        new = functools.partial(_new_state, experiment, transformation)
-        layout = state_layout(lambda: new({}), mesh)
+        program = TrainProgram.of(experiment, mesh)
         saver = ckpt.Checkpoints(directory / "checkpoints", keep=experiment.run.keep_checkpoints)
         with saver:
             fingerprint = pipeline.fingerprint(source, experiment.seed, experiment.data.batch_size)
-            restored = ckpt.restore_state(saver, layout)
+            restored = ckpt.restore_state(saver, program.layout)
             if restored is None:
-                state = born_sharded(new, layout, starting_weights(experiment, mesh))
+                state = born_sharded(program.new, program.layout, starting_weights(experiment, mesh))
             else:
                 state, meta = restored
                 pipeline.check_fingerprint(meta["data"], fingerprint)
@@ -60,17 +56,7 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
             if int(state.step) >= experiment.run.steps:
                 print(f"nothing to do: {directory} already holds step {int(state.step)}")
                 return state
-            step = make_train_step(
-                layout, mesh, model=experiment.model, process=experiment.process, loss=experiment.loss,
-                optimizer=experiment.optimizer, transformation=transformation, ema=experiment.ema,
-                total_steps=experiment.run.steps, seed=experiment.seed,
-            )
-            return run.steps(step, state)
-
-
-def _new_state(experiment: Experiment, transformation, given) -> TrainState:
-    e = experiment
-    return new_state(e.model, e.optimizer, transformation, e.ema.names, e.seed, given)
+            return run.steps(program.step, state)
 
 
 class Run:

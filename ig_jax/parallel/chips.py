@@ -1,0 +1,40 @@
+"""Accelerators by datasheet: what a roofline, a memory check and a utilisation are stated against.
+
+Sources: cloud.google.com/tpu/docs (v5e, v5p, v6e), NVIDIA's A100, H100 and H200 datasheets (SXM, dense products).
+"""
+
+import dataclasses
+
+GB = 10**9
+TERA = 10**12
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as JAX counts them; bytes, FLOP/s, bytes/s."""
+
+    name: str
+    kinds: tuple[str, ...]  # beginnings of jax.Device.device_kind
+    memory: int  # bytes that a program can use
+    bandwidth: float  # of that memory, bytes/s
+    bfloat16: float  # dense matrix products, FLOP/s
+    float32: float  # the same at JAX's default precision for float32 operands
+    link: float  # bytes/s that one device sends to its neighbours in the same slice or box, all links
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 16 * 2**30, 819 * GB, 197 * TERA, 197 * TERA, 200 * GB),
+        Chip("v5p", ("TPU v5p", "TPU v5"), 95 * 2**30, 2765 * GB, 459 * TERA, 459 * TERA, 600 * GB),
+        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 32 * 2**30, 1640 * GB, 918 * TERA, 918 * TERA, 448 * GB),
+        Chip("a100", ("NVIDIA A100",), 80 * 10**9, 2039 * GB, 312 * TERA, 156 * TERA, 300 * GB),
+        Chip("h100", ("NVIDIA H100",), 80 * 10**9, 3350 * GB, 989 * TERA, 494 * TERA, 450 * GB),
+        Chip("h200", ("NVIDIA H200",), 141 * 10**9, 4800 * GB, 989 * TERA, 494 * TERA, 450 * GB),
+    )
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The datasheet of a jax.Device.device_kind, None for one that is not listed (a CPU among them)."""
+    return next((c for c in CHIPS.values() if device_kind.startswith(c.kinds)), None)

@@ -1,0 +1,40 @@
+"""From an experiment to the state and the step that train it on a mesh: one way for runs, preflight and benchmark."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from jax.sharding import Mesh
+
+from ig_jax.training.optimizer import make_optimizer
+from ig_jax.training.state import TrainState, new_state, state_layout
+from ig_jax.training.step import make_train_step
+
+if TYPE_CHECKING:  # an experiment reads data, which a machine with nothing but JAX cannot
+    from ig_jax.config import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgram:
+    """What is compiled for a run, nothing allocated yet."""
+
+    layout: Any  # a TrainState of ShapeDtypeStruct, each with its sharding
+    new: Callable[..., TrainState]  # given weights by name -> the state at step 0
+    step: Callable[..., tuple[TrainState, dict]]  # jitted (state, batch) -> (state, metrics); donates the state
+
+    @classmethod
+    def of(cls, experiment: "Experiment", mesh: Mesh) -> "TrainProgram":
+        """The program of an experiment on a mesh.
+
+        Raises: UserError when the loss or the process does not fit the model.
+        """
+        e = experiment
+        transformation = make_optimizer(e.optimizer, e.run.steps, e.model)
+        new = functools.partial(new_state, e.model, e.optimizer, transformation, e.ema.names, e.seed)
+        layout = state_layout(lambda: new({}), mesh)
+        step = make_train_step(
+            layout, mesh, model=e.model, process=e.process, loss=e.loss, optimizer=e.optimizer,
+            transformation=transformation, ema=e.ema, total_steps=e.run.steps, seed=e.seed,
+        )
+        return cls(layout, new, step)
