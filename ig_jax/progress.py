@@ -1,7 +1,10 @@
 """Progress with a rate and the time left: a live bar on a terminal, plain lines in a log."""
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -48,3 +51,21 @@ class Progress:
             return
         left = duration((self._total - self.done) / max(self.rate(), 1e-9))
         print(f"{self.done}/{self._total} {self._unit}  {text}  left {left}", file=self._stream, flush=True)
+
+
+@contextlib.contextmanager
+def waiting(what: str, every: float = 10.0, stream=None) -> Iterator[None]:
+    """Say every `every` seconds how long something of unknown length has taken."""
+    stream, done, began = stream or sys.stderr, threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(every):
+            print(f"{what}, {duration(time.monotonic() - began)}", file=stream, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()

@@ -19,7 +19,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from ig_jax.errors import check
 from ig_jax.models import layers
 from ig_jax.models.stacking import stacked
-from ig_jax.parallel.sharding import constrain_batch, on_one_cpu
+from ig_jax.parallel.sharding import constrain_batch, gather_weight, on_one_cpu
 
 FROZEN = ("pos_embed",)  # parameters that no optimizer touches
 
@@ -170,7 +170,7 @@ class DiT(nnx.Module):
         reversed_clock = c.clock == "noise_at_0"
         cond = self.time_embed(1 - t if reversed_clock else t) + self.label_embed(y)
         tokens = self.patch_embed(layers.patchify(x, c.patch_size).astype(c.dtype))
-        tokens = tokens.astype(jnp.float32) + jax.lax.stop_gradient(self.pos_embed[...])
+        tokens = tokens.astype(jnp.float32) + gather_weight(jax.lax.stop_gradient(self.pos_embed[...]))
         rope = layers.rope_table(c.side, c.width // c.num_heads) if c.rope else None
         intermediate, done = [], 0
         for depth, head in zip(c.inter_depth, self.inter_heads):

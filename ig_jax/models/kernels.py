@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ig_jax.parallel.sharding import gather_weight
+from ig_jax.parallel.sharding import constrain_batch, gather_weight, scatter_gradient
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
@@ -33,7 +33,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, tensor_dimension: in
 def _dense_forward(x, kernel, bias, tensor_dimension):
     weight = gather_weight(kernel.astype(x.dtype), tensor_dimension)
     out = _dot(x, weight, ((x.ndim - 1,), (0,))) + bias
-    return out.astype(x.dtype), (x, kernel)
+    return constrain_batch(out.astype(x.dtype), hidden=tensor_dimension == 1), (x, kernel)
 
 
 def _dense_backward(tensor_dimension, saved, grad):
@@ -42,12 +42,13 @@ def _dense_backward(tensor_dimension, saved, grad):
     grad = grad.astype(x.dtype)
     batch = tuple(range(x.ndim - 1))
     grad_x = _dot(grad, weight, ((x.ndim - 1,), (1,))).astype(x.dtype)
+    grad_x = constrain_batch(grad_x, hidden=tensor_dimension == 0)
     grad_bias = jnp.sum(grad, axis=batch, dtype=jnp.float32)
     if x.dtype == jnp.float32:
         # On a CPU contracting two batch axes first copies x transposed, fused with whatever made x; one axis
         # does not (an MLP: 120 against 178 ms). In bfloat16 it is the other way round (102 against 63 ms).
         x, grad, batch = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]), (0,)
-    return grad_x, _dot(x, grad, (batch, batch)), grad_bias
+    return grad_x, scatter_gradient(_dot(x, grad, (batch, batch)), tensor_dimension), grad_bias
 
 
 dense.defvjp(_dense_forward, _dense_backward)

@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 
 from ig_jax.models.kernels import attention, dense
-from ig_jax.parallel.sharding import TENSOR_DIMENSION
+from ig_jax.parallel.sharding import TENSOR_DIMENSION, constrain_batch, gather_weight
 
 LAYER_NORM_EPS = 1e-6  # SiT and DiT blocks; also the RMSNorm of LightningDiT
 QK_LAYER_NORM_EPS = 1e-5  # timm's Attention builds its qk norms with torch's default
@@ -195,7 +195,7 @@ class LabelEmbedding(nnx.Module):
         self.table = nnx.Param(normal_002(rngs.params(), (num_classes + 1, width)))
 
     def __call__(self, y: jax.Array) -> jax.Array:
-        return jnp.take(self.table[...], y, axis=0)
+        return constrain_batch(jnp.take(gather_weight(self.table[...]), y, axis=0))
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:

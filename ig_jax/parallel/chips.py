@@ -6,6 +6,7 @@ Sources: cloud.google.com/tpu/docs (v5e, v5p, v6e), NVIDIA's A100, H100 and H200
 import dataclasses
 
 GB = 10**9
+GIB = 2**30
 TERA = 10**12
 
 
@@ -15,7 +16,7 @@ class Chip:
 
     name: str
     kinds: tuple[str, ...]  # beginnings of jax.Device.device_kind
-    memory: int  # bytes that a program can use
+    memory: int  # bytes; of a TPU what its compiler gives to a program
     bandwidth: float  # of that memory, bytes/s
     bfloat16: float  # dense matrix products, FLOP/s
     float32: float  # the same at JAX's default precision for float32 operands
@@ -25,9 +26,9 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 16 * 2**30, 819 * GB, 197 * TERA, 197 * TERA, 200 * GB),
-        Chip("v5p", ("TPU v5p", "TPU v5"), 95 * 2**30, 2765 * GB, 459 * TERA, 459 * TERA, 600 * GB),
-        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 32 * 2**30, 1640 * GB, 918 * TERA, 918 * TERA, 448 * GB),
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), int(15.75 * GIB), 819 * GB, 197 * TERA, 197 * TERA, 200 * GB),
+        Chip("v5p", ("TPU v5p", "TPU v5"), int(95.74 * GIB), 2765 * GB, 459 * TERA, 459 * TERA, 600 * GB),
+        Chip("v6e", ("TPU v6 lite", "TPU v6e"), int(31.25 * GIB), 1640 * GB, 918 * TERA, 918 * TERA, 448 * GB),
         Chip("a100", ("NVIDIA A100",), 80 * 10**9, 2039 * GB, 312 * TERA, 156 * TERA, 300 * GB),
         Chip("h100", ("NVIDIA H100",), 80 * 10**9, 3350 * GB, 989 * TERA, 494 * TERA, 450 * GB),
         Chip("h200", ("NVIDIA H200",), 141 * 10**9, 4800 * GB, 989 * TERA, 494 * TERA, 450 * GB),

@@ -8,7 +8,7 @@ shard activations by the weights' axis, and the bytes it moves grow with the num
 import math
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ig_jax.parallel.mesh import BATCH_AXES
 
@@ -22,9 +22,15 @@ SMALLEST_FSDP_ARRAY = 2**14
 
 def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The partition of one parameter, or of an optimizer or EMA array of the same name and shape."""
-    spec: list[str | None] = [None] * len(shape)
     layer, _, kind = name.rpartition(".")
     cut = TENSOR_DIMENSION.get(layer.rpartition(".")[2]) if kind == "kernel" else None
+    return stored_spec(shape, cut, mesh)
+
+
+def stored_spec(shape: tuple[int, ...], tensor_dimension: int | None, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The partition of a stored array: over 'tensor' where its layer says so, its longest free side over 'fsdp'."""
+    spec: list[str | None] = [None] * len(shape)
+    cut = tensor_dimension
     if cut is not None and mesh.shape["tensor"] > 1 and shape[cut] % mesh.shape["tensor"] == 0:
         spec[cut] = "tensor"
     free = [i for i, size in enumerate(shape) if spec[i] is None and size % mesh.shape["fsdp"] == 0]
@@ -60,7 +66,7 @@ def on_mesh(mesh: Mesh):
 
 def no_mesh():
     """A context inside of `on_mesh` in which the constraints below do nothing, for one image at a time."""
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), ()))
 
 
 def on_one_cpu() -> bool:
@@ -77,14 +83,22 @@ def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec)
 
 
-def constrain_batch(array: jax.Array) -> jax.Array:
-    """Keep an activation [B, ...] cut over the batch."""
-    return _constrain(array, PartitionSpec(BATCH_AXES))
+def constrain_batch(array: jax.Array, *, hidden: bool = False) -> jax.Array:
+    """Keep an activation [B, ...] cut over the batch, and its last side over 'tensor' where it is the hidden
+    units between a pair of tensor-parallel layers.
+    """
+    return _constrain(array, PartitionSpec(BATCH_AXES, *(None,) * (array.ndim - 2), "tensor" if hidden else None))
 
 
-def gather_weight(kernel: jax.Array, tensor_dimension: int | None) -> jax.Array:
-    """A kernel gathered over 'fsdp', still cut over 'tensor' where its layer is tensor parallel."""
+def gather_weight(kernel: jax.Array, tensor_dimension: int | None = None) -> jax.Array:
+    """A weight gathered over 'fsdp', still cut over 'tensor' where its layer is tensor parallel."""
     spec: list[str | None] = [None] * kernel.ndim
     if tensor_dimension is not None:
         spec[tensor_dimension] = "tensor"
     return _constrain(kernel, PartitionSpec(*spec))
+
+
+def scatter_gradient(gradient: jax.Array, tensor_dimension: int | None) -> jax.Array:
+    """A kernel's gradient cut as the kernel is stored, so that it is summed and scattered in one step."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return gradient if mesh.empty else _constrain(gradient, stored_spec(gradient.shape, tensor_dimension, mesh))

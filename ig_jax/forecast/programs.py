@@ -1,0 +1,96 @@
+"""The programs of a run, compiled from shapes alone: the very train step and sampler that `train` and `sample` build."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ig_jax.forecast import hlo
+from ig_jax.forecast.targets import Target
+from ig_jax.generation import generate
+from ig_jax.models import dit
+from ig_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
+from ig_jax.training.program import TrainProgram
+
+if TYPE_CHECKING:
+    from ig_jax.config import Experiment
+
+GIBI = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made; where it refused for want of memory, only the bytes it would have used."""
+
+    seconds: float  # to trace, lower and compile
+    used: int  # bytes on one device at once
+    arguments: int = 0
+    temporaries: int = 0
+    code: int = 0
+    donated: int = 0  # bytes of arguments that results take the place of
+    program: hlo.Program | None = None  # None where it did not fit into the compiler's own limit
+
+
+def batch_layout(experiment: "Experiment", mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A train batch as the pipeline gives it: images uint8 of a model of pixels, latents float32 otherwise."""
+    model, rows = experiment.model, batch_sharding(mesh)
+    shape = (experiment.data.batch_size, model.input_size, model.input_size, model.channels)
+    dtype = jnp.uint8 if experiment.latents.name == "pixels" else jnp.float32
+    return {"image": jax.ShapeDtypeStruct(shape, dtype, sharding=rows),
+            "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)}
+
+
+def lower_train_step(experiment: "Experiment", mesh: Mesh) -> jax.stages.Lowered:
+    """The train step of an experiment on a mesh.  Raises: UserError where the config does not fit it."""
+    program = TrainProgram.of(experiment, mesh)
+    return program.step.lower(program.layout, batch_layout(experiment, mesh))
+
+
+def lower_sampler(experiment: "Experiment", mesh: Mesh, batch_size: int) -> jax.stages.Lowered:
+    """The sampler of an experiment's recipe on a mesh, for a global batch."""
+    program = generate.Program.of(experiment.sample, experiment.model, experiment.process)
+    shapes = dit.shapes(experiment.model)
+    params = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+                          shapes, tree_shardings(shapes, mesh))
+    rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=batch_sharding(mesh))
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(mesh))
+    return generate.make_sampler(mesh, program).lower(params, {}, seed, rows, rows, experiment.sample.scales)
+
+
+def compile_for(target: Target, lower) -> Compiled:
+    """Compile what lower() gives, for a machine that need not be here."""
+    began = time.monotonic()
+    lowered = lower()
+    try:
+        compiled = lowered.compile(target.compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        # A TPU's compiler plans memory itself, and refuses: "Used 20.51G of 15.75G hbm."
+        used = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", str(error))
+        if used is None:
+            raise
+        return Compiled(time.monotonic() - began, int(float(used[1]) * GIBI[used[2]]))
+    memory = compiled.memory_analysis()
+    used = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
+    return Compiled(time.monotonic() - began, used, memory.argument_size_in_bytes, memory.temp_size_in_bytes,
+                    memory.generated_code_size_in_bytes, memory.alias_size_in_bytes, hlo.parse(compiled.as_text()))
+
+
+def device_bytes(layout) -> int:
+    """Bytes on one device of arrays laid out as ShapeDtypeStruct with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+               for leaf in jax.tree.leaves(layout))
+
+
+def state_bytes(experiment: "Experiment", mesh: Mesh) -> dict[str, int]:
+    """Bytes on one device of what a run keeps, and of the gradient while a step has it."""
+    layout = TrainProgram.of(experiment, mesh).layout
+    trained = {name: leaf for name, leaf in layout.params.items() if experiment.optimizer.trains(name)}
+    return {"parameters": device_bytes(layout.params), "ema": device_bytes(layout.ema),
+            "optimizer": device_bytes(layout.opt_state), "gradients": device_bytes(trained)}

@@ -1,0 +1,1 @@
+def knobs(*a): return []
