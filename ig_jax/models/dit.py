@@ -48,6 +48,7 @@ class DiTConfig:
     dtype: str  # of the matrix products: "float32" | "bfloat16"
     scan_blocks: bool  # one compiled block looped over: quicker to compile, slower to run
     remat: str  # what the backward pass recomputes: "none" | "dots" (all but products) | "full"
+    attention: str = "auto"  # "auto" (by platform) | "xla" | "cudnn": models.kernels.attention_kernel
 
     def __post_init__(self):
         object.__setattr__(self, "inter_depth", tuple(self.inter_depth))
@@ -95,6 +96,7 @@ CHOICES = {
     "inter_head_init": ("zero", "xavier"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "full"),
+    "attention": ("auto", "xla", "cudnn"),
 }
 
 
@@ -113,7 +115,7 @@ class Block(nnx.Module):
         self.dtype = jnp.dtype(c.dtype)
         self.shifted = c.adaln_shift
         self.norm1, self.norm2 = (_norm(c) for _ in range(2))
-        self.attn = layers.Attention(c.width, c.num_heads, qk_norm=c.qk_norm, rngs=rngs)
+        self.attn = layers.Attention(c.width, c.num_heads, qk_norm=c.qk_norm, kernel=c.attention, rngs=rngs)
         mlp = layers.GeluMlp if c.mlp == "gelu" else layers.SwiGluMlp
         self.mlp = mlp(c.width, c.mlp_hidden, rngs=rngs)
         self.modulation = layers.Modulation(c.width, 6 if c.adaln_shift else 4, dtype=self.dtype, rngs=rngs)

@@ -7,12 +7,14 @@ backend runs well; tests hold them against the plain form.
 """
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ig_jax.parallel.sharding import constrain_batch, gather_weight, scatter_gradient
+from ig_jax.errors import check
+from ig_jax.parallel.sharding import constrain_batch, gather_weight, platform, scatter_gradient
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
@@ -54,9 +56,53 @@ def _dense_backward(tensor_dimension, saved, grad):
 dense.defvjp(_dense_forward, _dense_backward)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Softmax attention over N tokens: q, k, v [B, N, A, K] -> [B, N, A, K]; the softmax is float32."""
-    return lax.platform_dependent(q, k, v, cpu=_attention_cpu, default=jax.nn.dot_product_attention)
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, wanted: str = "auto") -> jax.Array:
+    """Softmax attention over N tokens: q, k, v [B, N, A, K] -> [B, N, A, K]; the softmax is float32.
+
+    Raises: UserError as `attention_kernel`.
+    """
+    kernel = attention_kernel(wanted, platform=platform(), dtype=q.dtype, head_dim=q.shape[-1])
+    if kernel == "cpu":
+        return _attention_cpu(q, k, v)
+    return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
+
+
+def attention_kernel(wanted: str, *, platform: str, dtype: str | jnp.dtype, head_dim: int) -> str:
+    """The kernel that runs where `wanted` ("auto" | "xla" | "cudnn") is set: "cudnn", "xla" or "cpu" (ours).
+
+    "auto" takes cuDNN's fused attention for what it can do on CUDA: without it every head writes N x N float32
+    scores, twice the memory traffic of a block at 256 tokens.
+    Raises: UserError for a cuDNN that is wanted by name and cannot be had.
+    """
+    if wanted == "auto" and platform == "cpu":
+        return "cpu"
+    fits = platform == "cuda" and jnp.dtype(dtype) == jnp.bfloat16 and head_dim % 8 == 0 and head_dim <= 128
+    if wanted == "xla" or (wanted == "auto" and not fits):
+        return "xla"
+    check(fits, "attention", wanted, f"auto or xla for {jnp.dtype(dtype)}, heads of {head_dim} and {platform}",
+          "cuDNN takes bfloat16 and heads of a multiple of 8 up to 128, on CUDA")
+    missing = _cudnn_error()
+    check(wanted == "auto" or not missing, "attention", wanted, f"auto or xla on this machine ({missing})",
+          "pip install 'jax[cuda12]' brings cuDNN")
+    if missing:
+        _warn_once(f"attention='auto' takes XLA's kernel, the slower one on CUDA: {missing}")
+    return "xla" if missing else "cudnn"
+
+
+@functools.cache
+def _cudnn_error() -> str:
+    """Why this process has no cuDNN attention; "" where it has."""
+    some = jax.ShapeDtypeStruct((1, 8, 1, 64), jnp.bfloat16)
+    try:
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), some, some, some)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    logging.getLogger(__name__).warning(line)
 
 
 @jax.custom_vjp

@@ -101,9 +101,10 @@ class Modulation(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention [B, N, D] -> [B, N, D], with optional per-head norms and rotary embedding."""
 
-    def __init__(self, width: int, heads: int, *, qk_norm: str, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, qk_norm: str, kernel: str, rngs: nnx.Rngs):
         head_dim = width // heads
         self.heads = heads
+        self.kernel = kernel
         self.qkv = Linear(width, 3 * width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["qkv"])
         self.proj = Linear(width, width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["proj"])
         self.q_norm, self.k_norm = (_qk_norm(qk_norm, head_dim) for _ in range(2))
@@ -114,7 +115,7 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        out = attention(q.astype(x.dtype), k.astype(x.dtype), v)
+        out = attention(q.astype(x.dtype), k.astype(x.dtype), v, self.kernel)
         return self.proj(rearrange(out, "b n a k -> b n (a k)"))
 
 

@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from ig_jax.parallel.sharding import platform
+
 
 @jax.custom_vjp
 def stacked(trees: list):
@@ -19,8 +21,7 @@ def unstacked(tree) -> list:
     # XLA's CPU compiler builds equal kernels once, but a constant position makes each of these copies (and
     # whatever it is fused with) a kernel of its own: a scan over 28 blocks took three times as long to
     # compile. So there the positions come out of a conditional, which nothing is fused with.
-    read_at_run_time = lambda: jax.lax.cond(some.ravel()[0] > 0, known, known)  # noqa: E731
-    positions = jax.lax.platform_dependent(cpu=read_at_run_time, default=known)
+    positions = jax.lax.cond(some.ravel()[0] > 0, known, known) if platform() == "cpu" else known()
     take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
     return [jax.tree.map(lambda leaf, i=i: take(leaf, i), tree) for i in positions]
 

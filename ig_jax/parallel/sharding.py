@@ -66,15 +66,24 @@ def on_mesh(mesh: Mesh):
 
 def no_mesh():
     """A context inside of `on_mesh` in which the constraints below do nothing, for one image at a time."""
-    return jax.sharding.use_abstract_mesh(AbstractMesh((), ()))
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+
+
+def platform() -> str:
+    """What the program being traced is for, attached here or not: "cpu", "cuda", "rocm" or "tpu".
+
+    That of the mesh it is traced on, and outside of one that of this process.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    if device.platform != "gpu":
+        return device.platform
+    return "rocm" if device.device_kind.startswith(("AMD", "gfx")) else "cuda"
 
 
 def on_one_cpu() -> bool:
     """Whether the program being traced is for a single CPU device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.default_backend() == "cpu"
-    return mesh.size == 1 and mesh.abstract_device.platform == "cpu"
+    return jax.sharding.get_abstract_mesh().size <= 1 and platform() == "cpu"
 
 
 def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:

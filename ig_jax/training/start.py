@@ -10,7 +10,7 @@ from ig_jax.models.dit import DiTConfig
 from ig_jax.training.state import Params
 
 # What may differ between a checkpoint and the run that starts from it: the weights mean the same.
-FREE = ("inter_depth", "inter_head_init", "dtype", "scan_blocks", "remat")
+FREE = ("inter_depth", "inter_head_init", "dtype", "scan_blocks", "remat", "attention")
 
 
 def starting_weights(experiment: Experiment, mesh: Mesh) -> Params:
