@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.init = dict(checkpoint="", ema="")
     config.model = dict(
         **zoo.named(f"LightningDiT-{size}/1"),
-        input_size=16, channels=32, num_classes=1000, dtype="bfloat16", scan_blocks=False, remat="none",
+        input_size=16, channels=32, num_classes=1000, dtype="bfloat16", scan_blocks=False, remat="auto",
     )
     # Of latents that are normalised already; to decode samples, set the statistics they were normalised with.
     config.latents = dict(name="va_vae_f16d32", shift=(0.0,) * 32, scale=(1.0,) * 32, uint8_rule="half")
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     config.optimizer = dict(
         name="muon", learning_rate=2e-4, schedule="constant", warmup_steps=0, b1=0.9, b2=0.95, eps=1e-8,
-        weight_decay=0.01, clip_norm=1.0, accumulate=1, train_only=(),
+        weight_decay=0.01, clip_norm=1.0, accumulate=0, train_only=(),
         muon_momentum=0.95, muon_routing="release" if release else "hidden",
     )
     config.ema = dict(decays=(0.9999, 0.9995) if release else (0.9995, 0.9999), warmup=False)
@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         source="tfds", name="imagenet256_va_vae_f16d32", folder="", split="train", test_split="validation",
         batch_size=256, pad=0, in_memory=False,
     )
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=-1, tensor=1)  # groups of up to 16 devices share one state
     config.run = dict(
         steps=3_000_000 if release else 3_400_000,  # 680 epochs of 5,004 steps
         log_every=100, checkpoint_every=5_000, keep_checkpoints=2, preview_every=0, preview_images=0,

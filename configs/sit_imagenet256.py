@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model = dict(
         **zoo.named(f"SiT-{size}/2"),
         input_size=int(pixels) // 8, channels=4, num_classes=1000, dtype="bfloat16", scan_blocks=False,
-        remat="none",
+        remat="auto",
     )
     if release:
         config.model.inter_depth = (8,)
@@ -56,14 +56,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     config.optimizer = dict(
         name="adamw", learning_rate=1e-4, schedule="constant", warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8,
-        weight_decay=0.0, clip_norm=1.0, accumulate=1, train_only=(),
+        weight_decay=0.0, clip_norm=1.0, accumulate=0, train_only=(),
     )
     config.ema = dict(decays=(0.9999,), warmup=False)
     config.data = dict(
         source="tfds", name=f"imagenet{pixels}_sd_vae", folder="", split="train", test_split="validation",
         batch_size=256, pad=0, in_memory=False,
     )
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=-1, tensor=1)  # groups of up to 16 devices share one state
     steps = 400_000 if size != "XL" else 4_100_000 if release else 4_000_000
     config.run = dict(
         steps=steps, log_every=100, checkpoint_every=5_000, keep_checkpoints=2, preview_every=0,

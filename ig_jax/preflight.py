@@ -10,7 +10,6 @@ Exit code 0 when everything fits, 4 when something does not.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -46,10 +45,10 @@ def main() -> None:
     experiment = bind(Experiment, cli.required(CONFIG))
     check(bool(TARGET.value), "--target", ",".join(TARGET.value), "at least one machine", "see --help")
     check(SAMPLE_BATCH.value >= 0, "--sample_batch", SAMPLE_BATCH.value, "at least 1, or 0 for no sampler")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # whatever is here is not what is compiled for
-    from ig_jax.forecast.targets import (
-        open_target,  # late: brings JAX, which reads that variable
-    )
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # whatever is here is not what is compiled for
+    from ig_jax.forecast.targets import open_target
 
     targets = [open_target(name) for name in TARGET.value]
     fits = [_forecast(experiment, target) for target in targets]

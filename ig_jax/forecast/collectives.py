@@ -72,14 +72,19 @@ def _groups(instruction: Instruction, devices: int) -> np.ndarray:
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         shape, tiles, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
         return np.arange(devices).reshape(tiles).transpose(order).reshape(shape)
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", text):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? *"
+                          r"\{([^}]*)\}", text):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        over = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", found[2])]
-        grid = np.arange(devices).reshape(list(sizes.values()))
+        over = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", found[4])]
+        order = found[3] and [int(n) for n in found[3].split(",")]
+        tiles = [int(n) for n in (found[2] or str(devices)).split(",")]
+        grid = np.arange(devices).reshape(tiles).transpose(order or None).reshape(list(sizes.values()))
         grid = np.moveaxis(grid, over, range(grid.ndim - len(over), grid.ndim))
         return grid.reshape(-1, math.prod(grid.shape[grid.ndim - len(over):]))
     if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", text):
         return _lists(found[1])
+    if "replica_groups={}" not in text:
+        raise ValueError(f"a form of groups that is not known: {text[:200]}")
     return np.arange(devices)[None]
 
 

@@ -1,14 +1,12 @@
 """The programs of a run, compiled from shapes alone: the very train step and sampler that `train` and `sample` build."""
 
 import dataclasses
-import math
 import re
 import time
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from ig_jax.forecast import hlo
@@ -16,6 +14,7 @@ from ig_jax.forecast.targets import Target
 from ig_jax.generation import generate
 from ig_jax.models import dit
 from ig_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
+from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
 
 if TYPE_CHECKING:
@@ -80,12 +79,6 @@ def compile_for(target: Target, lower) -> Compiled:
             + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
     return Compiled(time.monotonic() - began, used, memory.argument_size_in_bytes, memory.temp_size_in_bytes,
                     memory.generated_code_size_in_bytes, memory.alias_size_in_bytes, hlo.parse(compiled.as_text()))
-
-
-def device_bytes(layout) -> int:
-    """Bytes on one device of arrays laid out as ShapeDtypeStruct with shardings."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-               for leaf in jax.tree.leaves(layout))
 
 
 def state_bytes(experiment: "Experiment", mesh: Mesh) -> dict[str, int]:

@@ -13,6 +13,7 @@ from ig_jax.forecast.targets import Target
 from ig_jax.forecast.work import attention_kernels, work
 from ig_jax.generation.generate import padded
 from ig_jax.models import cost
+from ig_jax.parallel.chips import usable_memory
 from ig_jax.parallel.mesh import check_batch, make_mesh
 from ig_jax.training.program import TrainProgram
 
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
     from ig_jax.config import Experiment
 
 GIB = 2**30
-PREALLOCATED = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
-def usable_memory(target: Target) -> int:
-    """Bytes of one device that a run gets: JAX takes three quarters of a GPU unless it is told otherwise."""
-    gpu = target.devices[0].platform == "gpu"
-    return int(target.memory * float(os.environ.get(PREALLOCATED, "0.75"))) if gpu else target.memory
+def memory_limit(target: Target) -> int:
+    """Bytes that a run gets on one device; of a CPU its share of this machine's memory."""
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(target.devices)
+    return usable_memory(target.devices[0]) or here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ProgramReport:
     def of(cls, name: str, compiled: programs.Compiled, experiment: "Experiment", target: Target, mesh: Mesh, *,
            images: int, flops: int, known: dict[str, int]) -> "ProgramReport":
         """The report of a compiled program; `known` are the bytes on a device that are known without it."""
-        limit, program = usable_memory(target), compiled.program
+        limit, program = memory_limit(target), compiled.program
         memory = dict(known)
         exchanges: list[Collective] = []
         parts, kernel, guess = [], "", None
@@ -173,12 +173,11 @@ def forecast(experiment: "Experiment", target: Target, sample_batch: int) -> Rep
     Raises: UserError where the mesh or the batch does not divide, as in a run.
     """
     mesh = make_mesh(**vars(experiment.mesh), devices=target.devices)
-    accumulate = experiment.optimizer.accumulate
-    check_batch(experiment.data.batch_size, mesh, pieces=accumulate)
-    model = TrainProgram.of(experiment, mesh).model
+    check_batch(experiment.data.batch_size, mesh, pieces=max(experiment.optimizer.accumulate, 1))
+    fit = TrainProgram.of(experiment, mesh).fit
     return Report(
         experiment.name, target.name, target.devices[0].device_kind, len(target.devices), dict(mesh.shape),
-        experiment.data.batch_size, model.remat, accumulate, experiment.run.steps,
+        experiment.data.batch_size, fit.remat, fit.accumulate, experiment.run.steps,
         forecast_train(experiment, target, mesh),
         forecast_sampler(experiment, target, mesh, sample_batch) if sample_batch else None,
     )

@@ -42,13 +42,6 @@ class Target:
             return {}
         return {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": "False"}
 
-    @property
-    def memory(self) -> int:
-        """Bytes that a program can use on one device."""
-        if self.chip:
-            return self.chip.memory
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(self.devices)
-
 
 def open_target(name: str) -> Target:
     """The machine of that name.  Raises: UserError for an unknown one, or wheels that are not installed."""

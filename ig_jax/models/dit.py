@@ -47,7 +47,7 @@ class DiTConfig:
     inter_head_init: str  # "zero" (SiT release) | "xavier" (LightningDiT release)
     dtype: str  # of the matrix products: "float32" | "bfloat16"
     scan_blocks: bool  # one compiled block looped over: quicker to compile, slower to run
-    remat: str  # what the backward pass recomputes: "none" | "dots" (all but products) | "full"
+    remat: str  # what the backward pass recomputes: "none" | "dots" (all but products) | "full" | "auto" (what fits)
     attention: str = "auto"  # "auto" (by platform) | "xla" | "cudnn": models.kernels.attention_kernel
 
     def __post_init__(self):
@@ -95,7 +95,7 @@ CHOICES = {
     "clock": ("noise_at_1", "noise_at_0"),
     "inter_head_init": ("zero", "xavier"),
     "dtype": ("float32", "bfloat16"),
-    "remat": ("none", "dots", "full"),
+    "remat": ("none", "dots", "full", "auto"),
     "attention": ("auto", "xla", "cudnn"),
 }
 
@@ -229,7 +229,7 @@ def _compiled_once(run):
 
 
 def _rematerialised(run, policy: str):
-    if policy == "none":
+    if policy in ("none", "auto"):  # whoever trains has chosen by now (training/memory.py); samplers keep nothing
         return run
     saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
     return jax.checkpoint(run, policy=saved)

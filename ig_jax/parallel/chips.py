@@ -4,6 +4,9 @@ Sources: cloud.google.com/tpu/docs (v5e, v5p, v6e), NVIDIA's A100, H100 and H200
 """
 
 import dataclasses
+import os
+
+import jax
 
 GB = 10**9
 GIB = 2**30
@@ -39,3 +42,17 @@ CHIPS = {
 def chip_of(device_kind: str) -> Chip | None:
     """The datasheet of a jax.Device.device_kind, None for one that is not listed (a CPU among them)."""
     return next((c for c in CHIPS.values() if device_kind.startswith(c.kinds)), None)
+
+
+PREALLOCATED = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+def usable_memory(device: jax.Device) -> int | None:
+    """Bytes of a device that a run gets, None where its datasheet is not listed.
+
+    JAX takes three quarters of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+    """
+    chip = chip_of(device.device_kind)
+    if chip is None:
+        return None
+    return int(chip.memory * float(os.environ.get(PREALLOCATED, "0.75"))) if device.platform == "gpu" else chip.memory

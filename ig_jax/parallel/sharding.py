@@ -71,11 +71,15 @@ def no_mesh():
 
 
 def platform() -> str:
-    """What the program being traced is for, attached here or not: "cpu", "cuda", "rocm" or "tpu".
+    """What the program being traced is for, attached here or not; see `platform_of`.
 
     That of the mesh it is traced on, and outside of one that of this process.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return platform_of(jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0])
+
+
+def platform_of(device: jax.Device | jax.sharding.AbstractDevice) -> str:
+    """The platform of a device: "cpu", "cuda", "rocm" or "tpu"."""
     if device.platform != "gpu":
         return device.platform
     return "rocm" if device.device_kind.startswith(("AMD", "gfx")) else "cuda"

@@ -20,6 +20,7 @@ from ig_jax.parallel.sharding import batch_sharding
 from ig_jax.progress import Progress
 from ig_jax.training import checkpoints as ckpt
 from ig_jax.training import workdir as wd
+from ig_jax.training.memory import Fit
 from ig_jax.training.program import TrainProgram
 from ig_jax.training.start import starting_weights
 from ig_jax.training.state import TrainState, born_sharded
@@ -36,7 +37,7 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
     with wd.Lease(directory), wd.StopSignal() as stop:
         source = experiment.open_split(experiment.data.split)
         mesh = make_mesh(**vars(experiment.mesh))
-        check_batch(experiment.data.batch_size, mesh, pieces=experiment.optimizer.accumulate)
+        check_batch(experiment.data.batch_size, mesh, pieces=max(experiment.optimizer.accumulate, 1))
         program = TrainProgram.of(experiment, mesh)
         saver = ckpt.Checkpoints(directory / "checkpoints", keep=experiment.run.keep_checkpoints)
         with saver:
@@ -52,7 +53,7 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
                 "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
                 "devices": jax.device_count(),
             })
-            run.describe(int(state.step))
+            run.describe(int(state.step), program.fit)
             if int(state.step) >= experiment.run.steps:
                 print(f"nothing to do: {directory} already holds step {int(state.step)}")
                 return state
@@ -66,7 +67,7 @@ class Run:
         self.experiment, self.directory, self.mesh = experiment, directory, mesh
         self.source, self.saver, self.stop, self.meta = source, saver, stop, meta
 
-    def describe(self, start: int) -> None:
+    def describe(self, start: int, fit: Fit) -> None:
         """Write config.json and say what is about to happen."""
         e = self.experiment
         (self.directory / "config.json").write_text(json.dumps(e.as_dict(), indent=2) + "\n")
@@ -85,6 +86,7 @@ class Run:
               f"{cost.head_parameter_share(e.model):.3%}")
         print(f"compute     {flops / 1e9:,.2f} GFLOP a step, {e.model.dtype} products; head "
               f"{len(e.model.inter_depth) * cost.head_macs(e.model) / cost.forward_macs(e.model):.3%} of a forward")
+        print(f"memory      remat {fit.remat}, a batch in {fit.accumulate} part(s)")
         print(f"steps       {start} -> {e.run.steps}, checkpoint every {e.run.checkpoint_every}", flush=True)
 
     def steps(self, train_step, state: TrainState) -> TrainState:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Mesh
 
-from ig_jax.models.dit import DiTConfig
 from ig_jax.training import memory
 from ig_jax.training.optimizer import make_optimizer
 from ig_jax.training.state import TrainState, new_state, state_layout
@@ -21,7 +20,7 @@ if TYPE_CHECKING:  # an experiment reads data, which a machine with nothing but 
 class TrainProgram:
     """What is compiled for a run, nothing allocated yet."""
 
-    model: DiTConfig  # with the remat that a config leaves open
+    fit: memory.Fit  # what a config leaves open to the machine
     layout: Any  # a TrainState of ShapeDtypeStruct, each with its sharding
     new: Callable[..., TrainState]  # given weights by name -> the state at step 0
     step: Callable[..., tuple[TrainState, dict]]  # jitted (state, batch) -> (state, metrics); donates the state
@@ -36,9 +35,11 @@ class TrainProgram:
         transformation = make_optimizer(e.optimizer, e.run.steps, e.model)
         new = functools.partial(new_state, e.model, e.optimizer, transformation, e.ema.names, e.seed)
         layout = state_layout(lambda: new({}), mesh)
-        model = memory.with_remat(e.model, layout, mesh, e.data.batch_size // e.optimizer.accumulate)
+        fit = memory.fitted(e.model, e.optimizer.accumulate, layout, mesh, e.data.batch_size)
+        model = dataclasses.replace(e.model, remat=fit.remat)
+        optimizer = dataclasses.replace(e.optimizer, accumulate=fit.accumulate)
         step = make_train_step(
-            layout, mesh, model=model, process=e.process, loss=e.loss, optimizer=e.optimizer,
+            layout, mesh, model=model, process=e.process, loss=e.loss, optimizer=optimizer,
             transformation=transformation, ema=e.ema, total_steps=e.run.steps, seed=e.seed,
         )
-        return cls(model, layout, new, step)
+        return cls(fit, layout, new, step)

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Makes the README's table of the XL configs on pods and GPU boxes again; hours on a laptop, nothing is run.
+#   bash launch/preflight_table.sh [results]      default runs/preflight.jsonl; needs the extra preflight
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=.venv/bin/python
+results=${1:-runs/preflight.jsonl}
+mkdir -p "$(dirname "$results")"
+for batch in 256 1024; do
+  for config in sit_imagenet256 lightningdit_imagenet256; do
+    $python -m ig_jax.preflight --config=configs/$config.py:XL --config.data.batch_size=$batch --sample_batch=0 \
+      --target=gpu:h200:1,gpu:h100:8,tpu:v5e:4x4,tpu:v5e:16x16,tpu:v5p:4x4x4 --results="$results" || [ $? -eq 4 ]
+  done
+done
+$python -m ig_jax.preflight --table="$results"

@@ -1,0 +1,159 @@
+"""Preflight: the very programs of a run, compiled for machines that are not here; what they fit into and exchange."""
+
+import importlib.util
+import json
+import math
+import os
+
+import jax
+import pytest
+import toy
+
+from ig_jax.config import Experiment, bind
+from ig_jax.forecast import report, suggest
+from ig_jax.forecast.targets import open_target
+from ig_jax.models import dit
+from ig_jax.parallel.mesh import make_mesh
+
+TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
+                         reason="the TPU compiler is in the extra tpu: bash launch/test.sh --extra=tpu")
+GPU = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
+                         reason="the GPU compiler is in the extra cuda: bash launch/test.sh --extra=cuda")
+FULL = pytest.mark.skipif(not os.environ.get("IG_JAX_FULL_SIZE"),
+                          reason="minutes for each program: IG_JAX_FULL_SIZE=1 bash launch/test.sh --extra=tpu")
+
+
+def experiment(name, arg="", **changes) -> Experiment:
+    config = toy.load_config(name, arg)
+    config.update_from_flattened_dict(changes)
+    return bind(Experiment, config)
+
+
+def trained(e: Experiment) -> int:
+    return sum(math.prod(leaf.shape) for name, leaf in dit.shapes(e.model).items() if e.optimizer.trains(name))
+
+
+def block_weights(e: Experiment) -> int:
+    return sum(math.prod(leaf.shape) for name, leaf in dit.shapes(e.model).items()
+               if name.startswith("blocks.") and name.endswith(".kernel"))
+
+
+def total(found: report.ProgramReport, *kinds: str) -> int:
+    return sum(size for kind in kinds for size in found.collectives.get(kind, {}).values())
+
+
+# Two blocks wide enough that what a step adds once (heads, embeddings) is small beside them.
+WIDE = {"model.depth": 2, "model.width": 256, "model.num_heads": 4, "data.batch_size": 64}
+
+
+def cpu_train(**changes) -> tuple[Experiment, report.ProgramReport]:
+    e = experiment("digits", **WIDE, **changes)
+    target = open_target("cpu:8")
+    return e, report.forecast_train(e, target, make_mesh(**vars(e.mesh), devices=target.devices))
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    return cpu_train()
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return {fsdp: cpu_train(**{"mesh.data": -1, "mesh.fsdp": fsdp}) for fsdp in (2, 8)}
+
+
+def test_replicas_exchange_each_gradient_once_and_nothing_else(replicas):
+    e, found = replicas
+    assert found.collectives.keys() == {"all-reduce"}
+    assert total(found, "all-reduce") == pytest.approx(4 * trained(e), rel=0.01)
+    assert found.collectives["all-reduce"].keys() == {"data"}
+
+
+def test_compiled_operations_are_our_count(replicas):
+    _, found = replicas
+    assert found.device_flops * 8 == pytest.approx(found.flops, rel=0.02)
+
+
+def test_the_state_is_donated(replicas):
+    _, found = replicas
+    state = sum(found.memory[name] for name in ("parameters", "ema", "optimizer"))
+    assert found.donated == pytest.approx(state, rel=0.001)
+
+
+def test_sharded_state_is_gathered_twice_at_most_and_never_exchanged_all_to_all(groups):
+    for e, found in groups.values():
+        assert total(found, "all-gather") <= 2.2 * 4 * block_weights(e)
+        assert total(found, "all-to-all") == total(found, "collective-permute") == 0
+        summed = total(found, "all-reduce", "reduce-scatter")  # inside a group, then each part between groups
+        assert summed <= 1.05 * 4 * trained(e) * (1 + (1 / e.mesh.fsdp if e.mesh.fsdp < 8 else 0))
+
+
+def test_what_is_gathered_does_not_grow_with_the_devices(groups):
+    two, eight = (total(found, "all-gather") for _, found in groups.values())
+    assert eight <= 1.05 * two
+
+
+def test_sharding_cuts_the_state_by_the_devices(replicas, groups):
+    whole, cut = (sum(found.memory[name] for name in ("parameters", "ema", "optimizer", "gradients"))
+                  for found in (replicas[1], groups[8][1]))
+    assert cut == pytest.approx(whole / 8, rel=0.15)  # small arrays stay whole
+
+
+@pytest.mark.parametrize("interval", [(0.0, 0.7), (0.0, 1.0)])
+def test_the_sampler_doubles_its_batch_inside_the_interval_alone(interval):
+    e = experiment("digits", **WIDE, **{"sample.solver": "sde", "sample.steps": 50, "sample.cfg_scale": 1.35,
+                                        "sample.cfg_interval": interval})
+    target = open_target("cpu:8")
+    found = report.forecast_sampler(e, target, make_mesh(devices=target.devices), 16)
+    evaluations = e.sample.evaluations_per_image("linear", e.model)
+    assert evaluations == (100 if interval[1] == 1 else 84)  # 34 of 50 grid times are at or below 0.7
+    assert found.device_flops * 8 == pytest.approx(found.flops, rel=0.03)
+    assert found.collectives == {}
+
+
+def test_the_command_prints_a_page_and_json(tmp_path):
+    results = tmp_path / "results.jsonl"
+    done = toy.run("ig_jax.preflight", f"--config={toy.ROOT}/configs/digits.py", "--target=cpu:2",
+                   f"--results={results}", "--sample_batch=4", *toy.flags(**{"sample.steps": 2}), devices=2)
+    assert done.returncode == 0, done.stderr
+    for words in ("fits", "parameters", "optimizer", "donated", "all-reduce", "TFLOP", "attention", "ig_jax.benchmark"):
+        assert words in done.stdout
+    (line,) = results.read_text().splitlines()
+    stored = json.loads(line)
+    assert stored["fits"] and stored["devices"] == 2 and stored["train"]["memory"]["parameters"] > 0
+    table = toy.run("ig_jax.preflight", f"--table={results}")
+    assert table.returncode == 0 and "| digits | 2 x " in table.stdout
+
+
+BAD = {
+    "--target=tpu:v9:2x2": "--target='tpu:v9:2x2' must be one such as",
+    "--target=cpu:none": "must be cpu and a number of devices",
+    "--target=": "at least one machine",
+    "--config.mesh.fsdp=3": "must multiply to the 2 devices",
+    "--config.data.batch_size=15": "config.data.batch_size=15 must be a multiple of 2",
+    "--config.model.widht=3": "widht",
+    "--sample_batch=-1": "--sample_batch=-1",
+}
+
+
+@pytest.mark.parametrize("flag", BAD)
+def test_bad_input_is_one_line(flag, monkeypatch, capsys):
+    from ig_jax import cli, preflight
+
+    monkeypatch.setattr("sys.argv", ["preflight", f"--config={toy.ROOT}/configs/digits.py", "--target=cpu:2", flag])
+    with pytest.raises(SystemExit) as leaves:
+        cli.run(preflight.main, preflight.FLAGS, preflight.__doc__)
+    assert leaves.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("ig_jax: error: ") and BAD[flag] in line
+
+
+def test_what_does_not_fit_says_which_settings_would_help(monkeypatch):
+    e = experiment("digits", **WIDE)
+    target = open_target("cpu:8")
+    monkeypatch.setattr(report, "memory_limit", lambda target: 5 * 2**20)
+    found = report.forecast(e, target, sample_batch=0)
+    assert not found.fits and "DOES NOT FIT" in found.page()
+    said = "\n".join(suggest.knobs(e, target, found))
+    for setting in ("mesh.fsdp=2", "model.remat=dots", "optimizer.accumulate=2", "data.batch_size=32"):
+        assert setting in said
