@@ -17,8 +17,9 @@ COPY_AGAIN = "download or copy the file again"
 SAVE_AGAIN = "save it again with a recent torch: torch.save(torch.load(old, weights_only=True), new)"
 
 # A full-size checkpoint (model, EMA, Adam) needs 0.15 MB of pickle and 0.1 MB of zip directory; the limits
-# leave room for tens of thousands of tensors and keep what hostile bytes expand to under 200 MB of objects.
-LIMIT_INDEX_BYTES = 4 << 20
+# leave room for ten thousand tensors and keep what hostile bytes expand to under 200 MB of objects, made in
+# a quarter of a second.
+LIMIT_INDEX_BYTES = 2 << 20
 LIMIT_RANK = 64  # numpy's own
 LIMIT_BROADCAST_BYTES = 1 << 20
 

@@ -198,11 +198,11 @@ def corpus(tmp_path_factory) -> tuple[dict[str, str], dict[str, tuple[str, float
     folder.mkdir()
     messages = hostile.build(folder, canary)
     command = [sys.executable, "-W", "error", "-c", hostile.MEASURE, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return messages, json.loads(done.stdout), folder, canary
 
 
-def test_every_hostile_file_gives_one_line_within_a_second(corpus):
+def test_every_hostile_file_gives_one_line_within_a_second_of_work(corpus):
     messages, outcomes, _, _ = corpus
     assert len(messages) > 100 and outcomes.keys() == messages.keys()
     wrong = []
