@@ -19,6 +19,8 @@ from absl import flags
 
 from ig_jax import cli
 from ig_jax.errors import UserError, check
+from ig_jax.interop import plans
+from ig_jax.interop.weight_files import open_weights
 
 FLAGS = flags.FlagValues()
 _define = {"flag_values": FLAGS}
@@ -54,32 +56,23 @@ def main() -> None:
 
 def import_file(file: Path, out: Path) -> None:
     """Convert a published file into the new directory `out`, which appears whole or not at all."""
-    from ig_jax.interop.weight_files import open_weights
-
     check_new(out)
+    choices = plans.Choices(WHICH.value, FAMILY.value, NUM_HEADS.value, INTER_DEPTH.value, LATENT_STATS.value,
+                            NAME.value or file.stem)
     with open_weights(file) as weights:
-        plan = recognise(file, weights.metadata, weights.state_dict(WHICH.value))
+        tensors = weights.state_dict(choices.which)
+        try:
+            plan = plans.plan(file, weights.metadata, tensors, choices)
+            from ig_jax import importing  # late: brings JAX, and a file of other tensors should fail at once
+
+            job = importing.prepare(plan)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
         print(plan.describe(), flush=True)
-        content = plan.read()
+        content = job.read()
     with new_directory(out) as directory:
-        plan.write(directory, content)
+        job.write(directory, content)
     print(f"wrote {out}")
-
-
-def recognise(file: Path, metadata: dict, tensors: dict):
-    """The plan of a denoiser's or an autoencoder's import.  Raises: UserError for any other file."""
-    from ig_jax import (
-        importing,  # late: brings jax, and a file that cannot be read should fail at once
-    )
-
-    try:
-        if importing.is_autoencoder(tensors):
-            return importing.Autoencoder.of(file, tensors)
-        choices = importing.Choices(WHICH.value, FAMILY.value, NUM_HEADS.value, INTER_DEPTH.value,
-                                    LATENT_STATS.value, NAME.value or file.stem)
-        return importing.Denoiser.of(file, metadata, tensors, choices)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
 
 
 def export_file(file: Path, checkpoint: Path) -> None:
