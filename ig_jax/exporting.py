@@ -1,6 +1,7 @@
 """A checkpoint to a published file: the published names and layout, for the published code to load."""
 
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 
@@ -25,18 +26,18 @@ from ig_jax.training import checkpoints as ckpt
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Tensors by their published names, and what stands around them in a torch file."""
+    """Tensors by their published names, and what stands around them in a file."""
 
     tensors: dict[str, LazyTensor]
     key: str  # under which the published code looks for the tensors; "" for a bare state dict
-    args: dict  # stored beside them, as training scripts do
+    beside: dict  # args and steps, as training scripts store them; in a safetensors file as JSON in its metadata
 
     def write(self, file: Path) -> None:
         """Write `file` in the form its suffix names, one tensor in memory at a time.  Raises: UserError."""
         if file.suffix == ".safetensors":
-            write_safetensors(file, self.tensors)
+            write_safetensors(file, self.tensors, {key: json.dumps(value) for key, value in self.beside.items()})
         elif self.key:
-            write_torch(file, {self.key: self.tensors} | ({"args": self.args} if self.args else {}))
+            write_torch(file, {self.key: self.tensors} | self.beside)
         else:
             write_torch(file, self.tensors)
 
@@ -62,7 +63,7 @@ def published_form(checkpoint: Path, ema: str) -> Published:
         name: _entry(shape, np.dtype(dtypes.get(name, "float32")), reads[name])
         for name, shape in published.published_shapes(model).items()
     }
-    return Published(tensors, "ema", args)
+    return Published(tensors, "ema", {"args": args, "steps": meta["step"]})
 
 
 def _entry(shape: tuple[int, ...], dtype: np.dtype, read) -> LazyTensor:

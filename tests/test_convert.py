@@ -115,6 +115,21 @@ def test_import_then_export_gives_every_tensor_back_to_the_byte(tmp_path, capsys
         assert first.experiment.model == again.experiment.model and first.digest == again.digest
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_no_tensor_shows_comes_back_from_an_exported_file(tmp_path, capsys, suffix):
+    args = {"model": "SiT-B/4", "num_heads": 4, "encoder_depth": 1, "path_type": "GVP"}
+    write_torch(tmp_path / "sit.pt", {"ema": tensors("sit_512"), "args": args, "steps": 70})
+    assert run(capsys, f"--from={tmp_path / 'sit.pt'}", f"--out={tmp_path / 'first'}", "--name=same")[0] == 0
+    exported = tmp_path / f"back{suffix}"
+    assert run(capsys, f"--to={exported}", f"--checkpoint={tmp_path / 'first'}")[0] == 0
+    code, out, err = run(capsys, f"--from={exported}", f"--out={tmp_path / 'again'}", "--name=same")
+    assert code == 0 and "of no published size" in out and "after block 1 (the file says)" in out, err
+    first, again = (pretrained.load(tmp_path / name) for name in ("first", "again"))
+    assert (again.experiment, again.step, again.digest) == (first.experiment, 70, first.digest)
+    model = again.experiment.model
+    assert (model.inter_depth, model.num_heads, again.experiment.process.kind) == ((1,), 4, "cosine")
+
+
 def test_a_checkpoint_alone_is_enough_to_sample(tmp_path, capsys):
     FORMS["sit.pt"](tmp_path / "sit.pt")
     assert run(capsys, f"--from={tmp_path / 'sit.pt'}", f"--out={tmp_path / 'run'}", "--name=mine")[0] == 0

@@ -10,6 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -109,13 +110,15 @@ def _read_plain(source: SourceFile, start: int, nbytes: int, dtype: np.dtype, sh
     return source.read(start, nbytes).view(dtype).reshape(shape)
 
 
-def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, LazyTensor]) -> None:
-    """Write tensors by name to a `.safetensors` file, one tensor in memory at a time.
+def write_safetensors(
+    path: str | os.PathLike, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write tensors by name, and text about them, to a `.safetensors` file, one tensor in memory at a time.
 
     The file appears whole or not at all. Raises: UserError if it cannot be written.
     """
     codes = {dtype: code for code, dtype in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # some readers refuse a file without it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}  # some readers want the format
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)  # keeps every tensor aligned
     end = 0
     for name, tensor in ordered:

@@ -3,6 +3,7 @@
 A file is data to be checked, never code: reading one runs nothing and believes no length it claims.
 """
 
+import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -69,7 +70,17 @@ def open_weights(path: str | os.PathLike) -> Iterator[WeightFile]:
 
 def _open_safetensors(source: SourceFile) -> WeightFile:
     metadata, tensors = read_safetensors(source)
+    # The format has room for text alone: what a torch file holds as a dict stands there as JSON.
+    metadata |= {key: _json(metadata[key]) for key in ("args", "config", "steps") if key in metadata}
     return WeightFile("safetensors", metadata, source, dict.fromkeys(("ema", "model"), tensors))
+
+
+def _json(text: str) -> Any:
+    """What a text means as JSON, or itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _tensors(source: SourceFile, owner: str, entries: Any) -> dict[str, LazyTensor]:

@@ -141,6 +141,13 @@ def test_safetensors_round_trip_and_agree_with_the_safetensors_package(tmp_path,
             assert bytes_by_name(weights.state_dict("ema")) == bytes_by_name(state)
 
 
+def test_settings_in_a_safetensors_file_are_json_where_they_are(tmp_path, state):
+    said = {"args": '{"num_heads": 4}', "config": "[" * 100_000, "steps": "70", "note": "[1]"}
+    write_safetensors(tmp_path / "a.safetensors", state, said)
+    with open_weights(tmp_path / "a.safetensors") as weights:
+        assert weights.metadata == {"format": "pt", **said, "args": {"num_heads": 4}, "steps": 70}
+
+
 def test_zip64_places_are_read(tmp_path):
     program, body, directory = zipfile.ZipFile(io.BytesIO(hostile.GOOD)).read("a/data.pkl"), b"", b""
     for name, item in ((b"a/data.pkl", program), (b"a/data/0", hostile.DATA)):
