@@ -9,16 +9,13 @@ file is only ever read: nothing in it is executed.
 """
 
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from absl import flags
 
 from ig_jax import cli
 from ig_jax.errors import UserError, check
+from ig_jax.files import atomic_directory
 from ig_jax.interop import plans
 from ig_jax.interop.weight_files import open_weights
 
@@ -70,7 +67,7 @@ def import_file(file: Path, out: Path) -> None:
             raise UserError(f"{file}: {error}") from error
         print(plan.describe(), flush=True)
         content = job.read()
-    with new_directory(out) as directory:
+    with atomic_directory(out) as directory:
         job.write(directory, content)
     print(f"wrote {out}")
 
@@ -92,21 +89,6 @@ def check_new(out: Path) -> None:
     check(there.is_dir() and os.access(there, os.W_OK), "--out", str(out), "a directory that can be written")
     check(there != out or not any(out.iterdir()), "--out", str(out), "a new or empty directory",
           "it holds something; choose another")
-
-
-@contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its name once it is whole, and vanishes if it never is."""
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f"--out={str(out)!r} cannot be written ({error.strerror}); check the folder and its "
-                        "free space") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 if __name__ == "__main__":

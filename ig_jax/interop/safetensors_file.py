@@ -17,13 +17,13 @@ import ml_dtypes
 import numpy as np
 
 from ig_jax.errors import UserError
+from ig_jax.files import atomic_file
 from ig_jax.interop.tensor_storage import (
     LIMIT_INDEX_BYTES,
     LazyTensor,
     SourceFile,
     bytes_of,
     check_shape,
-    replacing,
     shown,
 )
 
@@ -130,7 +130,7 @@ def write_safetensors(
         header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as handle:
+    with atomic_file(path) as handle:
         handle.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in ordered:
             handle.write(bytes_of(name, tensor))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ig_jax.errors import check
+from ig_jax.files import atomic_file
 from ig_jax.interop import torch_pickle
 from ig_jax.interop.safetensors_file import read_safetensors, write_safetensors
 from ig_jax.interop.tensor_storage import (
@@ -21,7 +22,6 @@ from ig_jax.interop.tensor_storage import (
     LazyTensor,
     SourceFile,
     bytes_of,
-    replacing,
     shown,
 )
 from ig_jax.interop.zip_records import ZipRecords, write_entry
@@ -173,7 +173,7 @@ def write_torch(path: str | os.PathLike, tree: Mapping[str, Any]) -> None:
     The file appears whole or not at all. Raises: UserError if it cannot be written.
     """
     pickle, tensors = torch_pickle.dump(tree)
-    with replacing(path) as handle, zipfile.ZipFile(handle, "w") as archive:
+    with atomic_file(path) as handle, zipfile.ZipFile(handle, "w") as archive:
         write_entry(archive, handle, "archive/data.pkl", pickle)
         write_entry(archive, handle, "archive/byteorder", b"little")
         for key, tensor in enumerate(tensors):
