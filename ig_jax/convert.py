@@ -9,16 +9,15 @@ file is only ever read: nothing in it is executed.
 """
 
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from absl import flags
 
 from ig_jax import cli
 from ig_jax.errors import UserError, check
+from ig_jax.files import atomic_directory
+from ig_jax.interop import plans
+from ig_jax.interop.weight_files import open_weights
 
 FLAGS = flags.FlagValues()
 _define = {"flag_values": FLAGS}
@@ -54,32 +53,23 @@ def main() -> None:
 
 def import_file(file: Path, out: Path) -> None:
     """Convert a published file into the new directory `out`, which appears whole or not at all."""
-    from ig_jax.interop.weight_files import open_weights
-
     check_new(out)
+    choices = plans.Choices(WHICH.value, FAMILY.value, NUM_HEADS.value, INTER_DEPTH.value, LATENT_STATS.value,
+                            NAME.value or file.stem)
     with open_weights(file) as weights:
-        plan = recognise(file, weights.metadata, weights.state_dict(WHICH.value))
+        tensors = weights.state_dict(choices.which)
+        try:
+            plan = plans.plan(file, weights.metadata, tensors, choices)
+            from ig_jax import importing  # late: brings JAX, and a file of other tensors should fail at once
+
+            job = importing.prepare(plan)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
         print(plan.describe(), flush=True)
-        content = plan.read()
-    with new_directory(out) as directory:
-        plan.write(directory, content)
+        content = job.read()
+    with atomic_directory(out) as directory:
+        job.write(directory, content)
     print(f"wrote {out}")
-
-
-def recognise(file: Path, metadata: dict, tensors: dict):
-    """The plan of a denoiser's or an autoencoder's import.  Raises: UserError for any other file."""
-    from ig_jax import (
-        importing,  # late: brings jax, and a file that cannot be read should fail at once
-    )
-
-    try:
-        if importing.is_autoencoder(tensors):
-            return importing.Autoencoder.of(file, tensors)
-        choices = importing.Choices(WHICH.value, FAMILY.value, NUM_HEADS.value, INTER_DEPTH.value,
-                                    LATENT_STATS.value, NAME.value or file.stem)
-        return importing.Denoiser.of(file, metadata, tensors, choices)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
 
 
 def export_file(file: Path, checkpoint: Path) -> None:
@@ -99,21 +89,6 @@ def check_new(out: Path) -> None:
     check(there.is_dir() and os.access(there, os.W_OK), "--out", str(out), "a directory that can be written")
     check(there != out or not any(out.iterdir()), "--out", str(out), "a new or empty directory",
           "it holds something; choose another")
-
-
-@contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its name once it is whole, and vanishes if it never is."""
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f"--out={str(out)!r} cannot be written ({error.strerror}); check the folder and its "
-                        "free space") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from absl import flags
 from ig_jax import cli, pretrained
 from ig_jax.errors import UserError, check
 from ig_jax.evaluation import features, scores, sweep
-from ig_jax.generation.images import atomic_file
+from ig_jax.files import atomic_file
 from ig_jax.generation.labels import labels_for
 from ig_jax.progress import Progress
 

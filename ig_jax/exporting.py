@@ -1,6 +1,9 @@
 """A checkpoint to a published file: the published names and layout, for the published code to load."""
 
 import dataclasses
+import json
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,25 +23,39 @@ from ig_jax.interop import (
 )
 from ig_jax.interop.weight_files import LazyTensor, write_safetensors, write_torch
 from ig_jax.models import dit
+from ig_jax.progress import Progress
 from ig_jax.training import checkpoints as ckpt
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Tensors by their published names, and what stands around them in a torch file."""
+    """Tensors by their published names, and what stands around them in a file."""
 
     tensors: dict[str, LazyTensor]
     key: str  # under which the published code looks for the tensors; "" for a bare state dict
-    args: dict  # stored beside them, as training scripts do
+    beside: dict  # args and steps, as training scripts store them; in a safetensors file as JSON in its metadata
 
     def write(self, file: Path) -> None:
         """Write `file` in the form its suffix names, one tensor in memory at a time.  Raises: UserError."""
-        if file.suffix == ".safetensors":
-            write_safetensors(file, self.tensors)
-        elif self.key:
-            write_torch(file, {self.key: self.tensors} | ({"args": self.args} if self.args else {}))
-        else:
-            write_torch(file, self.tensors)
+        with Progress(len(self.tensors), "tensors", stream=sys.stderr) as progress:
+            tensors = {name: _counted(tensor, progress, len(self.tensors)) for name, tensor in self.tensors.items()}
+            if file.suffix == ".safetensors":
+                write_safetensors(file, tensors, {key: json.dumps(value) for key, value in self.beside.items()})
+            elif self.key:
+                write_torch(file, {self.key: tensors} | self.beside)
+            else:
+                write_torch(file, tensors)
+
+
+def _counted(tensor: LazyTensor, progress: Progress, total: int) -> LazyTensor:
+    def read() -> np.ndarray:
+        array = tensor.read()
+        progress.advance()
+        if progress.done % -(-total // 4) == 0 or progress.done == total:
+            progress.show("written")
+        return array
+
+    return LazyTensor(tensor.shape, tensor.dtype, read)
 
 
 def published_form(checkpoint: Path, ema: str) -> Published:
@@ -48,25 +65,28 @@ def published_form(checkpoint: Path, ema: str) -> Published:
     """
     if (checkpoint / autoencoder_checkpoint.FILE).is_file():
         return _published_autoencoder(checkpoint)
-    params, buffers, meta = _restore(checkpoint, ema)
+    params, buffers, meta = _open(checkpoint, ema)
     config = bind(Experiment, meta["config"])
     model = config.model
     args = published_args(model, config.process)
-    buffers = buffers or (published.rope_buffers(model) if model.rope else {})
-    reads = {name: partial(np.asarray, table) for name, table in buffers.items()}
+    computed = published.rope_buffers(model) if model.rope else {}
+    reads = buffers or {name: partial(np.asarray, table) for name, table in computed.items()}
     for ours in published.parameter_shapes(model):
-        read = partial(published.to_published, ours, params[ours], model)
-        reads[published.published_name(ours, model)] = read
+        reads[published.published_name(ours, model)] = partial(_to_published, ours, params[ours], model)
     dtypes = meta.get("source", {}).get("dtypes", {})  # of an imported file, to give back what was taken
     tensors = {
         name: _entry(shape, np.dtype(dtypes.get(name, "float32")), reads[name])
         for name, shape in published.published_shapes(model).items()
     }
-    return Published(tensors, "ema", args)
+    return Published(tensors, "ema", {"args": args, "steps": meta["step"]})
 
 
 def _entry(shape: tuple[int, ...], dtype: np.dtype, read) -> LazyTensor:
-    return LazyTensor(shape, dtype, lambda: read().astype(dtype))
+    return LazyTensor(shape, dtype, lambda: np.asarray(read()).astype(dtype, copy=False))
+
+
+def _to_published(name: str, read: Callable[[], jax.Array], model: dit.DiTConfig) -> np.ndarray:
+    return published.to_published(name, np.asarray(read()), model)
 
 
 def published_args(model: dit.DiTConfig, process: ProcessConfig) -> dict:
@@ -94,8 +114,11 @@ def published_args(model: dit.DiTConfig, process: ProcessConfig) -> dict:
                     f"the same from its weights, with {process} and {model}")
 
 
-def _restore(checkpoint: Path, ema: str) -> tuple[dict, dict, dict]:
-    """(parameters, stored published constants, meta) of one EMA, on this process's first device."""
+def _open(checkpoint: Path, ema: str) -> tuple[dict, dict, dict]:
+    """(parameters, stored published constants, meta) of one EMA; of each array, a function that reads it.
+
+    An array in memory at a time: of a full-size network that is a hundredth of what the restored EMA takes.
+    """
     directory, step = ckpt.find(checkpoint)
     item = ""
 
@@ -112,7 +135,7 @@ def _restore(checkpoint: Path, ema: str) -> tuple[dict, dict, dict]:
         }
 
     with ckpt.Checkpoints(directory, read_only=True) as reader:
-        found = reader.restore_newest(wanted, step)
+        found = reader.restore_newest(wanted, step, as_readers=True)
     if found is None:
         raise UserError(f"checkpoint={str(checkpoint)!r} must hold a saved step; give a run's --workdir")
     items, meta = found

@@ -114,7 +114,7 @@ def test_two_processes_write_one_folder(checkpoint, whole, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(toy.ROOT), os.environ.get("PYTHONPATH", "")]),
                                 "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     ended = subprocess.run([toy.ROOT / "launch" / "local.sh", "2", sys.executable, "-m", "ig_jax.sample", *args],
-                           env=environment, capture_output=True, text=True, timeout=120)
+                           env=environment, capture_output=True, text=True, timeout=toy.HANGS)
     assert ended.returncode == 0, ended.stderr
     assert files(tmp_path / "out") == files(whole)
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["processes"] == 2

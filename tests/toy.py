@@ -23,6 +23,9 @@ MODEL = dit.DiTConfig(
     num_classes=10, inter_depth=(1,), dtype="float32", scan_blocks=False, remat="none",
 )
 
+# Seconds after which a process counts as hung: ten times what any needs, so that a busy machine breaks no test.
+HANGS = 600
+
 # Overrides that make configs/digits.py a run of seconds; as flags and as a dict.
 SMALL = {
     "model.patch_size": 4, "model.depth": 3, "model.width": 32, "model.mlp_ratio": 2.0, "model.inter_depth": (1,),
@@ -76,7 +79,7 @@ def run(*command: str, devices: int = 1, **options) -> subprocess.CompletedProce
     """`python -m COMMAND...` from the project root, output captured."""
     return subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, env=environment(devices), text=True, capture_output=True,
-        timeout=300, **options,
+        timeout=HANGS, **options,
     )
 
 

@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 
 from ig_jax.errors import UserError, check
-from ig_jax.generation.images import atomic_file
+from ig_jax.files import atomic_file
 
 FEATURES = 64
 BATCH = 64  # images a training step

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ig_jax.errors import UserError, check
+from ig_jax.files import atomic_file
 from ig_jax.generation import images
 
 RECORD, LABELS = "recipe.json", "labels.npy"
@@ -75,7 +76,7 @@ class Folder:
 
     def write_record(self, record: dict) -> None:
         """recipe.json, whole or as it was."""
-        with images.atomic_file(self.path / RECORD) as file:
+        with atomic_file(self.path / RECORD) as file:
             file.write((json.dumps(record, indent=2) + "\n").encode())
 
     def missing(self) -> np.ndarray:
@@ -90,7 +91,7 @@ class Folder:
         if self._suffix == ".png":
             images.write_png(self.part(index), sample)
         else:
-            with images.atomic_file(self.part(index)) as file:
+            with atomic_file(self.part(index)) as file:
                 np.save(file, sample)
 
     def read(self, index: int) -> np.ndarray:
@@ -119,7 +120,7 @@ class Folder:
             if "npz" in self.save:
                 images.stream_npz(self._archive, (self.read(i) for i in range(self.count)), labels)
         if "latents" in self.save:
-            with images.atomic_file(self.path / LABELS) as file:
+            with atomic_file(self.path / LABELS) as file:
                 np.save(file, labels)
         if self._parts != self.path:
             shutil.rmtree(self._parts, ignore_errors=True)

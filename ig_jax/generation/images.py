@@ -1,46 +1,17 @@
 """Pictures and sample archives: uint8 arrays in, whole files out."""
 
-import contextlib
 import os
-import pathlib
-import secrets
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ig_jax.errors import UserError, check
+from ig_jax.errors import check
+from ig_jax.files import atomic_file
 
 WHITE, BLACK, GREY = (255, 255, 255), (24, 24, 24), (110, 110, 110)
 COMFORTABLE = 48  # pixels a side at which the strokes of an 8x8 digit are easy to judge
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the name `path` only when the block ends well and its bytes are on disk.
-
-    Raises: UserError if the file cannot be written; whatever had the name before is then untouched.
-    """
-    path = pathlib.Path(path)
-    # In the same folder, since a rename is atomic only within one file system; the suffix parts two writers.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; "
-            "name a folder you may write to, on a disk with space left") from error
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:

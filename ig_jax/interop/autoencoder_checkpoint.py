@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from ig_jax.errors import UserError, check
 from ig_jax.interop import autoencoder_weights as weights
-from ig_jax.models.autoencoder import AutoencoderConfig
+from ig_jax.models.autoencoder_config import AutoencoderConfig
 from ig_jax.parallel.storage import abandoned_reads_unheard, describe, first_line
 
 FILE = "autoencoder.json"
@@ -57,8 +57,8 @@ def load(
     config, _, arrays = describe_directory(directory)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        for name, leaf in weights.flat_shapes(config).items()
+        name: jax.ShapeDtypeStruct(shape, jax.numpy.float32, sharding=sharding)
+        for name, shape in weights.flat_shapes(config).items()
     }
     stored = {name: entry[:2] for name, entry in arrays.items()}
     if stored != {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in wanted.items()}:

@@ -1,25 +1,23 @@
 """Published autoencoder weights <-> our parameters: names, array layouts, and the config their shapes imply.
 
 Three namings occur: "diffusers" (AutoencoderKL of huggingface/diffusers), "diffusers_old" (the same before
-its attention was renamed; the files most people hold) and "ldm" (CompVis/latent-diffusion; VA-VAE).
+its attention was renamed; the files most people hold) and "ldm" (CompVis/latent-diffusion; VA-VAE). Nothing here
+needs JAX.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Protocol
 
-import jax
 import numpy as np
-from flax import nnx
 
 from ig_jax.errors import UserError, check
-from ig_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from ig_jax.models.autoencoder_config import AutoencoderConfig, parameter_shapes
 
 # Training-only parts of an LDM or VA-VAE checkpoint: perceptual and discriminator loss, the frozen vision
 # model, the projection its features are compared in, a moving average the published loader ignores too.
 IGNORED_PREFIXES = ("loss.", "foundation_model.", "linear_proj.", "model_ema.")
 
-_LIMIT_DEPTH = 16  # a file can name thousands, which would take minutes to trace; the published ones have 5
+_LIMIT_DEPTH = 16  # a file can name thousands; the published ones have 5
 
 # Our path component -> theirs; a component that is not listed keeps its name.
 _LDM = {
@@ -120,14 +118,14 @@ def to_params(state: Mapping, config: AutoencoderConfig) -> dict:
         array = weights[_published_name(path, config, naming)].read()
         return _to_ours(np.asarray(array, np.float32), ndim)
 
-    return _nested({path: read(path, len(leaf.shape)) for path, leaf in _leaves(config)})
+    return _nested({path: read(path, len(shape)) for path, shape in parameter_shapes(config).items()})
 
 
 def check_complete(state: Mapping, config: AutoencoderConfig) -> None:
     """Raise UserError naming the first missing, misshapen (stored and wanted shape) or extra tensor."""
     weights, naming = weights_of(state), naming_of(state)
-    wanted = {_published_name(path, config, naming): _published_shape(leaf.shape, naming)
-              for path, leaf in _leaves(config)}
+    wanted = {_published_name(path, config, naming): _published_shape(shape, naming)
+              for path, shape in parameter_shapes(config).items()}
     for name, shape in wanted.items():
         if name not in weights:
             raise UserError(f"tensor {name} of shape {shape} is missing; "
@@ -148,32 +146,37 @@ def to_published(params: dict, config: AutoencoderConfig, naming: str) -> dict[s
     """
     check(naming in NAMINGS, "naming", naming, f"one of {sorted(NAMINGS)}")
     published = {}
-    for path, leaf in _leaves(config):
+    for path, shape in parameter_shapes(config).items():
         node = params
         for part in path:
             check(part in node, "parameter", "/".join(map(str, path)), f"in the tree of {config}")
             node = node[part]
-        check(node.shape == leaf.shape, f"{'/'.join(map(str, path))} shape", node.shape, f"{leaf.shape}")
+        check(node.shape == shape, f"{'/'.join(map(str, path))} shape", node.shape, f"{shape}")
         name = _published_name(path, config, naming)
         array = _to_theirs(np.asarray(node, np.float32))
-        published[name] = np.ascontiguousarray(array.reshape(_published_shape(leaf.shape, naming)))
+        published[name] = np.ascontiguousarray(array.reshape(_published_shape(shape, naming)))
     return published
 
 
-def flattened(params: dict) -> dict[str, jax.Array]:
-    """A parameter tree by dotted name, the form in which it is stored; `nested` is the way back."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+def flattened(params: Mapping) -> dict:
+    """A parameter tree of arrays by dotted name, the form in which it is stored; `nested` is the way back."""
+    flat = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": leaf for name, leaf in flattened(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
 
 
-def flat_shapes(config: AutoencoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Dotted name, shape and dtype of every parameter of Autoencoder(config), nothing allocated."""
-    return {".".join(map(str, path)): leaf for path, leaf in _leaves(config)}
+def flat_shapes(config: AutoencoderConfig) -> dict[str, tuple[int, ...]]:
+    """Dotted name and shape of every parameter, all float32, of Autoencoder(config)."""
+    return {".".join(map(str, path)): shape for path, shape in parameter_shapes(config).items()}
 
 
-def nested(flat: Mapping[str, jax.Array], config: AutoencoderConfig) -> dict:
-    """The parameter tree of Autoencoder(config) from its dotted names."""
-    return _nested({path: flat[".".join(map(str, path))] for path, _ in _leaves(config)})
+def nested(flat: Mapping, config: AutoencoderConfig) -> dict:
+    """The parameter tree of Autoencoder(config) from its arrays by dotted name."""
+    return _nested({path: flat[".".join(map(str, path))] for path in parameter_shapes(config)})
 
 
 def _nested(flat: Mapping[tuple, object]) -> dict:
@@ -184,15 +187,6 @@ def _nested(flat: Mapping[tuple, object]) -> dict:
             node = node.setdefault(part, {})
         node[path[-1]] = leaf
     return tree
-
-
-@functools.lru_cache(maxsize=8)  # tracing a full-size model takes a second
-def _leaves(config: AutoencoderConfig) -> tuple[tuple[tuple, jax.ShapeDtypeStruct], ...]:
-    """(path, shape and dtype) of every parameter of Autoencoder(config), nothing allocated."""
-    model = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
-    tree = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return tuple((tuple(key.key for key in path), leaf) for path, leaf in leaves)
 
 
 def _dotted(path: tuple, naming: str) -> str:

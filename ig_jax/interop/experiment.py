@@ -3,7 +3,10 @@
 A sampler reads model, latents, process and sample; the other sections are valid settings to train on from.
 """
 
+import dataclasses
+
 from ig_jax.interop.claims import Claims
+from ig_jax.models.dit_config import DiTConfig
 
 ARITHMETIC = dict(dtype="float32", scan_blocks=False, remat="none")  # that of the published numbers
 
@@ -25,18 +28,19 @@ _SMALL_SIT = dict(solver="sde", steps=250, ig_scale=2.3, ig_interval=(0.3, 1.0))
 _XL_WIDTH = 1152
 
 
-def experiment(name: str, family: str, model: dict, latents: dict, claims: Claims, ema_decay: float) -> dict:
+def experiment(
+    name: str, family: str, model: DiTConfig, latents: dict, claims: Claims, ema_decay: float
+) -> dict:
     """The config of a converted checkpoint, for config.bind.
 
-    model: entries of DiTConfig as recognition.recognise returns them; latents: LatentScaling.to_json();
-    ema_decay: of the average that was converted, 0 for the raw weights.
+    latents: LatentScaling.to_json(); ema_decay: of the average that was converted, 0 for the raw weights.
     """
-    heads, lightning = len(model["inter_depth"]), family == "lightningdit"
+    heads, lightning = len(model.inter_depth), family == "lightningdit"
     return {
         "name": name,
         "seed": 0,
         "init": dict(checkpoint="", ema=""),
-        "model": model | ARITHMETIC,
+        "model": dataclasses.asdict(model),
         "latents": latents,
         "process": dict(
             kind="gaussian" if family == "dit" else claims.path or "linear",
@@ -46,7 +50,7 @@ def experiment(name: str, family: str, model: dict, latents: dict, claims: Claim
         "loss": dict(
             inter_weight=(0.5,) * heads, label_drop=0.1,
             accelerate=False, omega=1 / 3, gap_source="ema", start_step=0,
-            direction_weight=float(lightning and model["channels"] > 1), direction_intermediate=False,
+            direction_weight=float(lightning and model.channels > 1), direction_intermediate=False,
         ),
         "optimizer": dict(
             name="adamw", train_only=(), learning_rate=2e-4 if lightning else 1e-4, schedule="constant", warmup_steps=0,
@@ -54,7 +58,7 @@ def experiment(name: str, family: str, model: dict, latents: dict, claims: Claim
         ),
         "ema": dict(decays=(ema_decay,), warmup=False),
         "data": dict(
-            source="tfds", name="imagenet2012" if model["num_classes"] == 1000 else "unknown", folder="",
+            source="tfds", name="imagenet2012" if model.num_classes == 1000 else "unknown", folder="",
             split="train", test_split="validation", batch_size=256, pad=0, in_memory=False,
         ),
         "mesh": dict(data=-1, fsdp=1, tensor=1),
@@ -62,7 +66,7 @@ def experiment(name: str, family: str, model: dict, latents: dict, claims: Claim
             steps=claims.step + 1, log_every=100, checkpoint_every=10_000, keep_checkpoints=2,
             preview_every=0, preview_images=0,
         ),
-        "sample": recipe(family, model["width"], bool(heads)),
+        "sample": recipe(family, model.width, bool(heads)),
     }
 
 

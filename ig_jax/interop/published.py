@@ -1,17 +1,17 @@
 """Published PyTorch weights of SiT, DiT and LightningDiT, tensor by tensor, to our parameters and back.
 
 One table names every tensor, for both directions. A new family with other names is one more entry in `_MODULES`.
+Names and shapes need no JAX: a file is checked by them before JAX is imported.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from einops import rearrange
 
 from ig_jax.errors import UserError
-from ig_jax.models import dit
-from ig_jax.models.layers import rope_table
+from ig_jax.models import dit_config
+from ig_jax.models.dit_config import DiTConfig
 
 # Ours -> published, for whole modules; blocks and heads keep their inner structure.
 _MODULES = {
@@ -27,7 +27,7 @@ _SWIGLU_INSIDE = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
 ROPE_BUFFERS = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
 
 
-def published_name(name: str, config: dit.DiTConfig) -> str:
+def published_name(name: str, config: DiTConfig) -> str:
     """The published name of our parameter `name`, of a network with at most one intermediate head."""
     if name == "pos_embed":
         return name
@@ -56,7 +56,7 @@ def _renamed_tail(module: str, table: Mapping[str, str]) -> str:
     return module
 
 
-def to_ours(name: str, tensor: np.ndarray, config: dit.DiTConfig) -> np.ndarray:
+def to_ours(name: str, tensor: np.ndarray, config: DiTConfig) -> np.ndarray:
     """A published tensor as our parameter `name`, float32 unless the file says otherwise."""
     if name == "pos_embed":
         return tensor[0]
@@ -65,7 +65,7 @@ def to_ours(name: str, tensor: np.ndarray, config: dit.DiTConfig) -> np.ndarray:
     return tensor.T if name.endswith(".kernel") else tensor
 
 
-def to_published(name: str, array: np.ndarray, config: dit.DiTConfig) -> np.ndarray:
+def to_published(name: str, array: np.ndarray, config: DiTConfig) -> np.ndarray:
     """Our parameter `name` in the published layout, contiguous."""
     if name == "pos_embed":
         array = array[None]
@@ -76,25 +76,18 @@ def to_published(name: str, array: np.ndarray, config: dit.DiTConfig) -> np.ndar
     return np.ascontiguousarray(array)
 
 
-def parameter_shapes(config: dit.DiTConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter; one block and one token are traced, whatever size a file claims.
+def parameter_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a network that has a published form.
 
     Raises: UserError for several intermediate heads, which no published code has.
     """
     if len(config.inter_depth) > 1:
         raise UserError(f"inter_depth={config.inter_depth} has no published form; "
                         "only a model with at most one intermediate head can be exported")
-    head = (1,) if config.inter_depth else ()
-    small = dataclasses.replace(config, input_size=config.patch_size, depth=1, inter_depth=head)
-    shapes = {name: leaf.shape for name, leaf in dit.shapes(small).items()}
-    shapes["pos_embed"] = (config.side**2, config.width)
-    block = {name: shape for name, shape in shapes.items() if name.startswith("blocks.0.")}
-    rest = {name: shape for name, shape in shapes.items() if name not in block}
-    inside = [(name.removeprefix("blocks.0."), shape) for name, shape in block.items()]
-    return rest | {f"blocks.{i}.{name}": shape for i in range(config.depth) for name, shape in inside}
+    return dit_config.parameter_shapes(config)
 
 
-def published_shapes(config: dit.DiTConfig) -> dict[str, tuple[int, ...]]:
+def published_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the published state dict, RoPE buffers included.
 
     Raises: UserError for several intermediate heads.
@@ -113,12 +106,14 @@ def published_shapes(config: dit.DiTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def rope_buffers(config: dit.DiTConfig) -> dict[str, np.ndarray]:
+def rope_buffers(config: DiTConfig) -> dict[str, np.ndarray]:
     """The two constant tables a published LightningDiT state dict carries."""
+    from ig_jax.models.layers import rope_table  # late: brings JAX
+
     return dict(zip(ROPE_BUFFERS, rope_table(config.side, config.width // config.num_heads)))
 
 
-def check_complete(shapes: Mapping[str, tuple[int, ...]], config: dit.DiTConfig) -> None:
+def check_complete(shapes: Mapping[str, tuple[int, ...]], config: DiTConfig) -> None:
     """Raise UserError naming the first missing, unknown or misshapen tensor of a state dict."""
     wanted = published_shapes(config)
     for name in sorted(wanted.keys() | shapes.keys()):
@@ -134,7 +129,7 @@ def check_complete(shapes: Mapping[str, tuple[int, ...]], config: dit.DiTConfig)
                             "the file is of another code or family")
 
 
-def check_rope_buffers(buffers: Mapping[str, np.ndarray], config: dit.DiTConfig) -> None:
+def check_rope_buffers(buffers: Mapping[str, np.ndarray], config: DiTConfig) -> None:
     """Raise UserError where stored rotary tables are not, to rounding, those the network computes."""
     for name, ours in rope_buffers(config).items():
         stored = np.asarray(buffers.get(name, ours))
@@ -144,7 +139,7 @@ def check_rope_buffers(buffers: Mapping[str, np.ndarray], config: dit.DiTConfig)
                             "columns; this variant is not supported")
 
 
-def read_params(state: Mapping[str, Callable[[], np.ndarray]], config: dit.DiTConfig):
+def read_params(state: Mapping[str, Callable[[], np.ndarray]], config: DiTConfig):
     """Yield (our name, float array) for every parameter, one tensor in memory at a time.
 
     `state` maps a published name to a function that reads the tensor.

@@ -1,7 +1,7 @@
 """Which SiT, DiT or LightningDiT a state dict is, from the names and shapes of its tensors.
 
 Tensors decide what they can. What they leave open the user may say, then the file's own claims, then the
-published sizes. Nothing here reads a tensor or is slow, whatever a file holds.
+published sizes. Nothing here reads a tensor, imports JAX or is slow, whatever a file holds.
 """
 
 import math
@@ -168,9 +168,12 @@ def _qk_norm(shapes) -> str:
 
 
 def _sigma_channels(shapes, family: str, plain_outputs: int) -> str:
-    if not _learned_sigma(shapes, plain_outputs):
-        return "none"
-    return "variance" if family == "dit" else "unused"
+    if _learned_sigma(shapes, plain_outputs):
+        return "variance" if family == "dit" else "unused"
+    if family == "dit":
+        raise UserError(f"tensor final_layer.linear.weight {list(shapes['final_layer.linear.weight'])} has no rows "
+                        "for a learned sigma, which every DiT here has; if it is a SiT, give --family=sit")
+    return "none"
 
 
 def _clock(shapes, claims: Claims, family: str, plain_outputs: int) -> str:

@@ -10,19 +10,20 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ig_jax.errors import UserError
+from ig_jax.files import atomic_file
 from ig_jax.interop.tensor_storage import (
     LIMIT_INDEX_BYTES,
     LazyTensor,
     SourceFile,
     bytes_of,
     check_shape,
-    replacing,
     shown,
 )
 
@@ -109,13 +110,15 @@ def _read_plain(source: SourceFile, start: int, nbytes: int, dtype: np.dtype, sh
     return source.read(start, nbytes).view(dtype).reshape(shape)
 
 
-def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, LazyTensor]) -> None:
-    """Write tensors by name to a `.safetensors` file, one tensor in memory at a time.
+def write_safetensors(
+    path: str | os.PathLike, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write tensors by name, and text about them, to a `.safetensors` file, one tensor in memory at a time.
 
     The file appears whole or not at all. Raises: UserError if it cannot be written.
     """
     codes = {dtype: code for code, dtype in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # some readers refuse a file without it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}  # some readers want the format
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)  # keeps every tensor aligned
     end = 0
     for name, tensor in ordered:
@@ -127,7 +130,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, LazyTensor]
         header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as handle:
+    with atomic_file(path) as handle:
         handle.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in ordered:
             handle.write(bytes_of(name, tensor))

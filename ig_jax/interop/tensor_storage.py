@@ -1,13 +1,10 @@
-"""Lazy tensors and the files behind them: bounds-checked reading, whole-or-nothing writing."""
+"""Lazy tensors and the files behind them, read within their bounds."""
 
 import math
 import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -17,8 +14,9 @@ COPY_AGAIN = "download or copy the file again"
 SAVE_AGAIN = "save it again with a recent torch: torch.save(torch.load(old, weights_only=True), new)"
 
 # A full-size checkpoint (model, EMA, Adam) needs 0.15 MB of pickle and 0.1 MB of zip directory; the limits
-# leave room for tens of thousands of tensors and keep what hostile bytes expand to under 200 MB of objects.
-LIMIT_INDEX_BYTES = 4 << 20
+# leave room for ten thousand tensors and keep what hostile bytes expand to under 200 MB of objects, made in
+# a quarter of a second.
+LIMIT_INDEX_BYTES = 2 << 20
 LIMIT_RANK = 64  # numpy's own
 LIMIT_BROADCAST_BYTES = 1 << 20
 
@@ -101,26 +99,6 @@ def check_shape(source: SourceFile, shape, itemsize: int) -> tuple[int, ...]:
     if math.prod(n for n in shape if n) * itemsize >= 1 << 62:
         raise source.refusal("describes a tensor too large for any machine")
     return tuple(shape)
-
-
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Yield a new file beside `path` that takes its name once it is whole, and vanishes if it never is."""
-    path = Path(path)
-    partial_path = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with open(partial_path, "xb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial_path, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); check the folder and its free space"
-        ) from error
-    finally:
-        with suppress(OSError):  # usually gone, having taken its name
-            partial_path.unlink()
 
 
 def bytes_of(name: str, tensor: LazyTensor) -> memoryview:

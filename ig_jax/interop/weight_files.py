@@ -3,6 +3,7 @@
 A file is data to be checked, never code: reading one runs nothing and believes no length it claims.
 """
 
+import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ig_jax.errors import check
+from ig_jax.files import atomic_file
 from ig_jax.interop import torch_pickle
 from ig_jax.interop.safetensors_file import read_safetensors, write_safetensors
 from ig_jax.interop.tensor_storage import (
@@ -20,7 +22,6 @@ from ig_jax.interop.tensor_storage import (
     LazyTensor,
     SourceFile,
     bytes_of,
-    replacing,
     shown,
 )
 from ig_jax.interop.zip_records import ZipRecords, write_entry
@@ -69,7 +70,17 @@ def open_weights(path: str | os.PathLike) -> Iterator[WeightFile]:
 
 def _open_safetensors(source: SourceFile) -> WeightFile:
     metadata, tensors = read_safetensors(source)
+    # The format has room for text alone: what a torch file holds as a dict stands there as JSON.
+    metadata |= {key: _json(metadata[key]) for key in ("args", "config", "steps") if key in metadata}
     return WeightFile("safetensors", metadata, source, dict.fromkeys(("ema", "model"), tensors))
+
+
+def _json(text: str) -> Any:
+    """What a text means as JSON, or itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _tensors(source: SourceFile, owner: str, entries: Any) -> dict[str, LazyTensor]:
@@ -162,7 +173,7 @@ def write_torch(path: str | os.PathLike, tree: Mapping[str, Any]) -> None:
     The file appears whole or not at all. Raises: UserError if it cannot be written.
     """
     pickle, tensors = torch_pickle.dump(tree)
-    with replacing(path) as handle, zipfile.ZipFile(handle, "w") as archive:
+    with atomic_file(path) as handle, zipfile.ZipFile(handle, "w") as archive:
         write_entry(archive, handle, "archive/data.pkl", pickle)
         write_entry(archive, handle, "archive/byteorder", b"little")
         for key, tensor in enumerate(tensors):

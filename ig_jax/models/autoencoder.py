@@ -18,45 +18,7 @@ from jax.typing import DTypeLike
 
 from ig_jax.errors import check
 from ig_jax.models import latents as latents_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class AutoencoderConfig:
-    """What tells one autoencoder of the family from another.
-
-    channels: width of each level, finest first; layers: residual blocks per level of the encoder (the decoder
-    has one more); groups: of every GroupNorm; attention_levels: indices into channels whose blocks are each
-    followed by attention (both middles always have it); quant_convs: 1x1 convolutions around the latent.
-    Raises: UserError for widths the groups do not divide, no layers, or a level that does not exist.
-    """
-
-    channels: tuple[int, ...]
-    layers: int
-    latent_channels: int
-    groups: int = 32
-    attention_levels: tuple[int, ...] = ()
-    quant_convs: bool = True
-
-    def __post_init__(self):
-        for field in ("channels", "attention_levels"):  # lists from JSON would not hash
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        check(self.groups > 0, "groups", self.groups, "positive")
-        check(len(self.channels) > 0 and all(c > 0 and c % self.groups == 0 for c in self.channels),
-              "channels", self.channels, f"positive multiples of groups={self.groups}")
-        check(self.layers > 0, "layers", self.layers, "positive")
-        check(self.latent_channels > 0, "latent_channels", self.latent_channels, "positive")
-        check(all(0 <= i < len(self.channels) for i in self.attention_levels), "attention_levels",
-              self.attention_levels, f"indices of channels={self.channels}")
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent position along each side."""
-        return 2 ** (len(self.channels) - 1)
-
-
-SD_VAE = AutoencoderConfig(channels=(128, 256, 512, 512), layers=2, latent_channels=4)
-VA_VAE = AutoencoderConfig(channels=(128, 128, 256, 256, 512), layers=2, latent_channels=32,
-                           attention_levels=(4,))
+from ig_jax.models.autoencoder_config import AutoencoderConfig
 
 
 class Posterior(NamedTuple):

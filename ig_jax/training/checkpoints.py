@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -116,11 +117,13 @@ class Checkpoints:
         )
 
     def restore_newest(
-        self, wanted: Callable[[dict], dict[str, object]], step: int | None = None
+        self, wanted: Callable[[dict], dict[str, object]], step: int | None = None, *, as_readers: bool = False
     ) -> tuple[dict[str, object], dict] | None:
         """(items, meta) of `step`, or of the newest whole step; None where nothing was ever saved.
 
         `wanted(meta)` gives the shapes, dtypes and shardings of the items to read; others are not read.
+        as_readers: in place of each array of an item {name: array}, a function that reads it from the disk;
+        all were read and checked, but they are never in memory together.
         Raises: UserError when steps exist but all are damaged, or when shapes or dtypes differ.
         """
         damage: list[str] = []
@@ -128,7 +131,7 @@ class Checkpoints:
             try:
                 with abandoned_reads_unheard():
                     meta = self._meta(candidate)
-                    items = self._restore(candidate, wanted(meta), meta)
+                    items = (self._readers if as_readers else self._restore)(candidate, wanted(meta), meta)
             except Damaged as error:
                 damage.append(str(error))
                 continue
@@ -152,8 +155,7 @@ class Checkpoints:
         return meta
 
     def _restore(self, step: int, layout: dict[str, object], meta: dict) -> dict[str, object]:
-        for item, want in layout.items():
-            _check_arrays(item, want, meta["arrays"])
+        _check_layout(layout, meta)
         if not layout:
             return {}  # Orbax takes an empty request for everything
         try:
@@ -162,11 +164,30 @@ class Checkpoints:
         except Exception as error:  # as in _meta
             raise Damaged(f"checkpoint step {step} is damaged: {first_line(error)}") from error
         for item, tree in restored.items():
-            stored = meta["arrays"][item]
-            for name, found in describe(tree).items():
-                if found != stored[name]:
-                    raise Damaged(f"checkpoint step {step} is damaged: {item}/{name} does not match its digest")
+            _check_digests(step, item, tree, meta)
         return restored
+
+    def _readers(self, step: int, layout: dict[str, dict], meta: dict) -> dict[str, dict[str, Callable]]:
+        """Functions that read and check one array each; every one has been called once."""
+        _check_layout(layout, meta)
+        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+        def read(item: str, name: str) -> jax.Array:
+            want = {name: layout[item][name]}
+            placed = ocp.checkpoint_utils.construct_restore_args(want)
+            args = ocp.args.PyTreeRestore(item=want, restore_args=placed, partial_restore=True)
+            try:
+                tree = reader.restore(self.directory / str(step) / item, args=args)
+            except Exception as error:  # as in _meta
+                raise Damaged(f"checkpoint step {step} is damaged: {first_line(error)}") from error
+            _check_digests(step, item, tree, meta)
+            return tree[name]
+
+        readers = {item: {name: partial(read, item, name) for name in want} for item, want in layout.items()}
+        for item in readers.values():
+            for call in item.values():
+                call()
+        return readers
 
 
 def _items(state: TrainState) -> dict[str, object]:
@@ -208,6 +229,17 @@ def write_step(directory: str | os.PathLike, step: int, items: dict[str, dict], 
     except (OSError, ValueError) as error:  # ValueError: how a full disk comes back
         raise UserError(f"the checkpoint could not be written: {first_line(error)}; "
                         "free space or write elsewhere") from error
+
+
+def _check_layout(layout: dict[str, object], meta: dict) -> None:
+    for item, want in layout.items():
+        _check_arrays(item, want, meta["arrays"])
+
+
+def _check_digests(step: int, item: str, tree, meta: dict) -> None:
+    for name, found in describe(tree).items():
+        if found != meta["arrays"][item][name]:
+            raise Damaged(f"checkpoint step {step} is damaged: {item}/{name} does not match its digest")
 
 
 def _check_arrays(item: str, want, stored: dict) -> None:

@@ -135,7 +135,7 @@ def test_two_processes_prepare_once_after_a_third_was_killed(digits, tmp_path):
     assert list((tmp_path / "ig_digits").glob("incomplete*"))
     pair = [subprocess.Popen([sys.executable, "-c", _OPEN, tmp_path], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=60) for process in pair]
+    answers = [process.communicate(timeout=600) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], answers
     first, second = (out.splitlines() for out, _ in answers)
     assert first[-1] == second[-1]

@@ -154,26 +154,6 @@ def test_npz_refuses_labels_that_do_not_match(tmp_path, shape, dtype):
     assert not os.listdir(tmp_path)
 
 
-def test_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), images.atomic_file(path) as file:
-        file.write(b"half of the new")
-        assert path.read_bytes() == b"old"
-        raise KeyboardInterrupt
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
-    with images.atomic_file(path) as file:
-        file.write(b"new")
-    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.bin"]
-
-
-def test_new_file_has_the_permissions_of_any_other(tmp_path):
-    (tmp_path / "plain").write_bytes(b"")
-    with images.atomic_file(tmp_path / "atomic") as file:
-        file.write(b"")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
 def test_unwritable_path_is_one_line_with_the_path_and_the_mend(tmp_path):
     (tmp_path / "file").write_bytes(b"not a folder")
     (tmp_path / "folder.png").mkdir()

@@ -243,7 +243,7 @@ def headers() -> dict[str, tuple[bytes, str]]:
     """Safetensors files whose header is hostile or broken."""
     good = {"w": place()}
     text = json.dumps(good).encode()
-    megabytes = b'{"a":[' + b"[]," * 1_300_000 + b"[]]}"
+    megabytes = b'{"a":[' + b"[]," * 690_000 + b"[]]}"
     shapes = {"shape_wrong": (2, 4), "shape_negative": (-2, -3), "shape_huge": (1 << 40, 1 << 40)}
     shapes |= {"shape_bool": (True, 6), "shape_zero_huge": (0, 1 << 47, 1 << 47), "shape_long": (1,) * 999}
     header = {
@@ -253,7 +253,7 @@ def headers() -> dict[str, tuple[bytes, str]]:
         "nested": (b"[" * 2_000_000, "not JSON"),
         "digits": (b'{"w": ' + b"9" * 1_000_000 + b"}", "not JSON"),
         "lists": (megabytes, "does not describe a tensor"),
-        "dicts": (b"[" + b"{}," * 1_300_000 + b"{}]", "not a dict"),
+        "dicts": (b"[" + b"{}," * 690_000 + b"{}]", "not a dict"),
         "not_a_dict": ([1], "not a dict"),
         "name_twice": (text[:-1] + b"," + text[1:], "'w' occurs twice"),
         "field_twice": (text.replace(b'"dtype"', b'"shape": [6], "dtype"'), "'shape' occurs twice"),
@@ -296,13 +296,15 @@ def build(folder: Path, canary: Path) -> dict[str, str]:
     return messages
 
 
+# Prints {file name: [what opening it said, CPU seconds]}. CPU seconds, because what else a busy machine runs
+# in between is no cost of the file: the same one has taken 1.3 s by the clock that takes 0.01 s of work.
 MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
 from ig_jax.interop.weight_files import open_weights
 
 def outcome(path):
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         with open_weights(path) as weights:
             for tensor in weights.state_dict("model").values():
@@ -310,7 +312,7 @@ def outcome(path):
         said = "read"
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
-    return said, time.perf_counter() - began
+    return said, time.process_time() - began
 
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)

@@ -14,13 +14,8 @@ from flax import nnx
 
 from ig_jax.errors import UserError
 from ig_jax.interop import autoencoder_weights as weights
-from ig_jax.models.autoencoder import (
-    SD_VAE,
-    VA_VAE,
-    Autoencoder,
-    AutoencoderConfig,
-    from_params,
-)
+from ig_jax.models.autoencoder import Autoencoder, from_params
+from ig_jax.models.autoencoder_config import SD_VAE, VA_VAE, AutoencoderConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 KEYS = json.loads((GOLDEN / "autoencoder_keys.json").read_text())  # full-size published names and shapes

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ig_jax import convert, exporting, importing, pretrained
-from ig_jax.interop import autoencoder_checkpoint
+from ig_jax import exporting, importing, pretrained
+from ig_jax.interop import autoencoder_checkpoint, plans
+from ig_jax.interop.weight_files import open_weights
 from ig_jax.models import autoencoder, dit
 
 torch = pytest.importorskip("torch", reason="torch is not installed; pip install -e .[torch] for these tests")
@@ -44,22 +45,18 @@ def checkpoint(name: str, average: torch.nn.Module, raw: torch.nn.Module) -> dic
     return {"model": raw.state_dict(), "ema": average.state_dict(), "opt": {}, "args": args, "steps": 9}
 
 
-def plan(file: Path, **choices) -> importing.Denoiser:
-    from ig_jax.interop.weight_files import open_weights
-
+def convert(file: Path, out: Path) -> None:
+    choices = plans.Choices(which="ema", family="", num_heads=4, inter_depth=0, latent_stats="", name="x")
     with open_weights(file) as weights:
-        tensors = weights.state_dict("ema")
-        given = dict(which="ema", family="", num_heads=4, inter_depth=0, latent_stats="", name="x") | choices
-        made = importing.Denoiser.of(file, weights.metadata, tensors, importing.Choices(**given))
-        made.write(file.parent / "run", made.read())
-    return made
+        job = importing.prepare(plans.plan(file, weights.metadata, weights.state_dict("ema"), choices))
+        job.write(out, job.read())
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
 def test_the_same_numbers_here_and_the_same_weights_back_there(tmp_path, name):
     theirs = network(name)
     torch.save(checkpoint(name, theirs, network(name, 1)), tmp_path / "there.pt")
-    plan(tmp_path / "there.pt")
+    convert(tmp_path / "there.pt", tmp_path / "run")
     ours = pretrained.load(tmp_path / "run")
     x, t, y = variants.inputs(name)
     with torch.no_grad():
@@ -85,7 +82,7 @@ def test_safetensors_export_loads_too(tmp_path):
     safetensors_torch = pytest.importorskip("safetensors.torch")
     theirs = network("ldit_qk_no_shift")
     torch.save(checkpoint("ldit_qk_no_shift", theirs, theirs), tmp_path / "there.pt")
-    plan(tmp_path / "there.pt")
+    convert(tmp_path / "there.pt", tmp_path / "run")
     exporting.published_form(tmp_path / "run", "").write(tmp_path / "back.safetensors")
     network("ldit_qk_no_shift", 2).load_state_dict(safetensors_torch.load_file(tmp_path / "back.safetensors"))
 
@@ -100,8 +97,7 @@ def test_diffusers_autoencoder_there_and_back(tmp_path, groups):
     ).eval()
     theirs.save_pretrained(tmp_path / "hub")
     file = tmp_path / "hub" / "diffusion_pytorch_model.safetensors"
-    made = convert.recognise(file, {}, dict(_tensors(file)))
-    made.write(tmp_path / "vae", made.read())
+    convert(file, tmp_path / "vae")
     config, params = autoencoder_checkpoint.load(tmp_path / "vae")
     assert config.groups == groups
     model = autoencoder.from_params(config, params)
@@ -117,12 +113,3 @@ def test_diffusers_autoencoder_there_and_back(tmp_path, groups):
     file.write_bytes((tmp_path / "back.safetensors").read_bytes())
     again = diffusers.AutoencoderKL.from_pretrained(tmp_path / "hub", local_files_only=True)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in theirs.state_dict().items())
-
-
-def _tensors(file: Path):
-    from ig_jax.interop.weight_files import open_weights
-
-    with open_weights(file) as weights:
-        for name, tensor in weights.state_dict("ema").items():
-            array = tensor.read()
-            yield name, type(tensor).of(array)

@@ -141,6 +141,13 @@ def test_safetensors_round_trip_and_agree_with_the_safetensors_package(tmp_path,
             assert bytes_by_name(weights.state_dict("ema")) == bytes_by_name(state)
 
 
+def test_settings_in_a_safetensors_file_are_json_where_they_are(tmp_path, state):
+    said = {"args": '{"num_heads": 4}', "config": "[" * 100_000, "steps": "70", "note": "[1]"}
+    write_safetensors(tmp_path / "a.safetensors", state, said)
+    with open_weights(tmp_path / "a.safetensors") as weights:
+        assert weights.metadata == {"format": "pt", **said, "args": {"num_heads": 4}, "steps": 70}
+
+
 def test_zip64_places_are_read(tmp_path):
     program, body, directory = zipfile.ZipFile(io.BytesIO(hostile.GOOD)).read("a/data.pkl"), b"", b""
     for name, item in ((b"a/data.pkl", program), (b"a/data/0", hostile.DATA)):
@@ -171,8 +178,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, state, write):
         write(path, {"w": LazyTensor((3,), np.dtype(np.float32), lambda: np.zeros(4, np.float32))})
     with pytest.raises(UserError, match="cast it to"):
         write(path, {"w": LazyTensor.of(np.zeros(2, np.complex64))})
-    with pytest.raises(UserError, match="cannot be written"):
-        write(tmp_path / "no folder" / "a.pt", state)
+    with pytest.raises(UserError, match="cannot write"):
+        write(path / "below a file.pt", state)
     assert os.listdir(tmp_path) == ["a.safetensors"] and path.read_bytes() == b"the old file"
 
 
@@ -198,11 +205,11 @@ def corpus(tmp_path_factory) -> tuple[dict[str, str], dict[str, tuple[str, float
     folder.mkdir()
     messages = hostile.build(folder, canary)
     command = [sys.executable, "-W", "error", "-c", hostile.MEASURE, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return messages, json.loads(done.stdout), folder, canary
 
 
-def test_every_hostile_file_gives_one_line_within_a_second(corpus):
+def test_every_hostile_file_gives_one_line_within_a_second_of_work(corpus):
     messages, outcomes, _, _ = corpus
     assert len(messages) > 100 and outcomes.keys() == messages.keys()
     wrong = []

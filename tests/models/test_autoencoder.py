@@ -11,14 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ig_jax.errors import UserError
 from ig_jax.models import latents
-from ig_jax.models.autoencoder import (
-    SD_VAE,
-    VA_VAE,
-    Autoencoder,
-    AutoencoderConfig,
-    decode_chunked,
-    from_params,
-)
+from ig_jax.models.autoencoder import Autoencoder, decode_chunked, from_params
+from ig_jax.models.autoencoder_config import SD_VAE, VA_VAE, AutoencoderConfig
 
 TINY = AutoencoderConfig(channels=(8, 16), layers=1, latent_channels=4, groups=4, attention_levels=(1,))
 
