@@ -47,7 +47,7 @@ def batch_layout(experiment: "Experiment", mesh: Mesh) -> dict[str, jax.ShapeDty
 
 def lower_train_step(experiment: "Experiment", mesh: Mesh) -> jax.stages.Lowered:
     """The train step of an experiment on a mesh.  Raises: UserError where the config does not fit it."""
-    program = TrainProgram.of(experiment, mesh)
+    program = TrainProgram.of(experiment, mesh, experiment.data.batch_size)
     return program.step.lower(program.layout, batch_layout(experiment, mesh))
 
 
@@ -83,7 +83,7 @@ def compile_for(target: Target, lower) -> Compiled:
 
 def state_bytes(experiment: "Experiment", mesh: Mesh) -> dict[str, int]:
     """Bytes on one device of what a run keeps, and of the gradient while a step has it."""
-    layout = TrainProgram.of(experiment, mesh).layout
+    layout = TrainProgram.of(experiment, mesh, experiment.data.batch_size).layout
     trained = {name: leaf for name, leaf in layout.params.items() if experiment.optimizer.trains(name)}
     return {"parameters": device_bytes(layout.params), "ema": device_bytes(layout.ema),
             "optimizer": device_bytes(layout.opt_state), "gradients": device_bytes(trained)}

@@ -174,7 +174,7 @@ def forecast(experiment: "Experiment", target: Target, sample_batch: int) -> Rep
     """
     mesh = make_mesh(**vars(experiment.mesh), devices=target.devices)
     check_batch(experiment.data.batch_size, mesh, pieces=max(experiment.optimizer.accumulate, 1))
-    fit = TrainProgram.of(experiment, mesh).fit
+    fit = TrainProgram.of(experiment, mesh, experiment.data.batch_size).fit
     return Report(
         experiment.name, target.name, target.devices[0].device_kind, len(target.devices), dict(mesh.shape),
         experiment.data.batch_size, fit.remat, fit.accumulate, experiment.run.steps,

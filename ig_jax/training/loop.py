@@ -38,7 +38,7 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
         source = experiment.open_split(experiment.data.split)
         mesh = make_mesh(**vars(experiment.mesh))
         check_batch(experiment.data.batch_size, mesh, pieces=max(experiment.optimizer.accumulate, 1))
-        program = TrainProgram.of(experiment, mesh)
+        program = TrainProgram.of(experiment, mesh, experiment.data.batch_size)
         saver = ckpt.Checkpoints(directory / "checkpoints", keep=experiment.run.keep_checkpoints)
         with saver:
             fingerprint = pipeline.fingerprint(source, experiment.seed, experiment.data.batch_size)

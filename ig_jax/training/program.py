@@ -26,8 +26,8 @@ class TrainProgram:
     step: Callable[..., tuple[TrainState, dict]]  # jitted (state, batch) -> (state, metrics); donates the state
 
     @classmethod
-    def of(cls, experiment: "Experiment", mesh: Mesh) -> "TrainProgram":
-        """The program of an experiment on a mesh.
+    def of(cls, experiment: "Experiment", mesh: Mesh, batch: int) -> "TrainProgram":
+        """The program of an experiment on a mesh, for `batch` images a step.
 
         Raises: UserError when the loss or the process does not fit the model.
         """
@@ -35,7 +35,7 @@ class TrainProgram:
         transformation = make_optimizer(e.optimizer, e.run.steps, e.model)
         new = functools.partial(new_state, e.model, e.optimizer, transformation, e.ema.names, e.seed)
         layout = state_layout(lambda: new({}), mesh)
-        fit = memory.fitted(e.model, e.optimizer.accumulate, layout, mesh, e.data.batch_size)
+        fit = memory.fitted(e.model, e.optimizer.accumulate, layout, mesh, batch)
         model = dataclasses.replace(e.model, remat=fit.remat)
         optimizer = dataclasses.replace(e.optimizer, accumulate=fit.accumulate)
         step = make_train_step(

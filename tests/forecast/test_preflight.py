@@ -157,3 +157,97 @@ def test_what_does_not_fit_says_which_settings_would_help(monkeypatch):
     said = "\n".join(suggest.knobs(e, target, found))
     for setting in ("mesh.fsdp=2", "model.remat=dots", "optimizer.accumulate=2", "data.batch_size=32"):
         assert setting in said
+
+
+# Every config for the machines it is meant for. Blocks repeat: two of them show what all of them do.
+SHIPPED = {
+    "digits": ("digits", "", {}),
+    "fashion_mnist": ("fashion_mnist", "", {}),
+    "sit": ("sit_imagenet256", "B", {"model.depth": 2, "model.inter_depth": (1,)}),
+    "dit": ("dit_imagenet256", "B", {"model.depth": 2, "model.inter_depth": (1,)}),
+    "lightningdit": ("lightningdit_imagenet256", "XL", {"model.depth": 2, "model.inter_depth": (1,)}),
+}
+
+
+def compiled_for(name: str, arg: str, changes: dict, target: str, sample_batch: int = 0):
+    """(experiment, report) of a shipped config on a machine that is not here."""
+    e = experiment(name, arg, **changes)
+    return e, report.forecast(e, open_target(target), sample_batch)
+
+
+def check_program(e: Experiment, found: report.Report, device_flops: float) -> None:
+    """What holds for every train step: it fits, counts, donates, and exchanges no more than it must."""
+    train = found.train
+    assert train.fits and train.limit < 150e9
+    assert train.device_flops * found.devices == pytest.approx(train.flops, rel=device_flops)
+    # A TPU pads small arrays to its tiles, in what it reports as donated too.
+    assert train.donated >= 0.99 * sum(train.memory[part] for part in ("parameters", "ema", "optimizer"))
+    assert total(train, "all-to-all") == 0
+    width = 2 if e.model.dtype == "bfloat16" else 4
+    ends = 4 * (trained(e) - block_weights(e))  # heads, embeddings, norms
+    assert total(train, "all-gather") <= 2.2 * width * block_weights(e) + 2.2 * ends
+    state = sum(leaf.size for leaf in jax.tree.leaves(dit.shapes(e.model))) * 4 * 4
+    assert total(train, "all-gather") < state
+    if found.mesh["fsdp"] == 1:
+        assert total(train, "all-reduce") == pytest.approx(4 * trained(e), rel=0.01)
+
+
+@TPU
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_compile_for_a_tpu_and_fit(name):
+    config, arg, changes = SHIPPED[name]
+    e, found = compiled_for(config, arg, changes, "tpu:v5e:2x2")
+    check_program(e, found, device_flops=0.25 if e.optimizer.name == "muon" else 0.05)
+    assert found.train.attention == "xla" and found.train.estimate.seconds > 0
+
+
+@TPU
+def test_on_a_tpu_gathers_do_not_grow_from_4_to_64_chips():
+    changes = SHIPPED["sit"][2]
+    few, many = (compiled_for("sit_imagenet256", "B", changes, target)[1].train for target in ("tpu:v5e:2x2", "tpu:v5e:8x8"))
+    assert total(many, "all-gather") <= 1.05 * total(few, "all-gather")
+
+
+@TPU
+def test_on_a_tpu_replicas_exchange_each_gradient_once_and_the_sampler_doubles_inside_its_interval():
+    changes = SHIPPED["sit"][2] | {"mesh.fsdp": 1, "sample.cfg_scale": 1.35, "sample.cfg_interval": (0.0, 0.7)}
+    e, found = compiled_for("sit_imagenet256", "B", changes, "tpu:v5e:2x2", sample_batch=16)
+    check_program(e, found, device_flops=0.05)
+    assert e.sample.evaluations_per_image("linear", e.model) == 422  # 172 of 250 steps at or below 0.7
+    assert found.sampler.device_flops * 4 == pytest.approx(found.sampler.flops, rel=0.03)
+
+
+@GPU
+@pytest.mark.parametrize("arg,head", [("B", 64), ("XL", 72)])
+@pytest.mark.parametrize("target", ["gpu:h200:8", "gpu:h100:8", "gpu:a100:8"])
+def test_on_a_gpu_the_attention_is_cudnn_forward_and_backward(arg, head, target):
+    e, found = compiled_for("sit_imagenet256", arg, SHIPPED["sit"][2] | {"data.batch_size": 64}, target)
+    assert e.model.width // e.model.num_heads == head
+    assert found.train.attention == "cudnn (2 forward, 2 backward)"
+    check_program(e, found, device_flops=0.05)
+
+
+@GPU
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_compile_for_a_gpu_and_fit(name):
+    config, arg, changes = SHIPPED[name]
+    e, found = compiled_for(config, arg, changes, "gpu:h100:8")
+    check_program(e, found, device_flops=0.25 if e.optimizer.name == "muon" else 0.05)
+
+
+@FULL
+@TPU
+@pytest.mark.parametrize("config", ["sit_imagenet256", "lightningdit_imagenet256", "dit_imagenet256"])
+@pytest.mark.parametrize("batch", [256, 1024])
+def test_full_size_fits_256_chips(config, batch):
+    e, found = compiled_for(config, "XL", {"data.batch_size": batch}, "tpu:v5e:16x16")
+    check_program(e, found, device_flops=0.5)
+
+
+@FULL
+@GPU
+@pytest.mark.parametrize("config", ["sit_imagenet256", "lightningdit_imagenet256", "dit_imagenet256"])
+@pytest.mark.parametrize("batch", [256, 1024])
+def test_full_size_fits_eight_gpus(config, batch):
+    e, found = compiled_for(config, "XL", {"data.batch_size": batch}, "gpu:h200:8")
+    check_program(e, found, device_flops=0.5)

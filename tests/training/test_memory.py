@@ -1,0 +1,77 @@
+"""What a config leaves open to the machine: remat, micro-batches and the groups that share a state."""
+
+import functools
+
+import jax
+import pytest
+import toy
+
+from ig_jax.errors import UserError
+from ig_jax.models import zoo
+from ig_jax.models.dit_config import DiTConfig
+from ig_jax.parallel.mesh import make_mesh
+from ig_jax.training import memory
+from ig_jax.training.memory import Fit
+from ig_jax.training.optimizer import make_optimizer
+from ig_jax.training.state import new_state, state_layout
+
+GB = 10**9
+XL = DiTConfig(**zoo.named("SiT-XL/2"), input_size=32, channels=4, num_classes=1000, dtype="bfloat16",
+               scan_blocks=False, remat="auto", attention="xla")
+
+
+def layout(mesh, model=XL):
+    e = toy.experiment()
+    new = functools.partial(new_state, model, e.optimizer, make_optimizer(e.optimizer, 1, model), ("0.9999",), 0)
+    return state_layout(lambda: new({}), mesh)
+
+
+def fitted(monkeypatch, limit, batch, *, model=XL, accumulate=0, **axes):
+    monkeypatch.setattr(memory, "usable_memory", lambda device: limit)
+    mesh = make_mesh(**axes)
+    return memory.fitted(model, accumulate, layout(mesh), mesh, batch)
+
+
+def test_a_roomy_device_keeps_everything_in_one_part(monkeypatch):
+    assert fitted(monkeypatch, 1000 * GB, 256) == Fit("none", 1)
+
+
+def test_with_less_room_it_recomputes_what_is_cheap_then_takes_smaller_parts_then_recomputes_all(monkeypatch):
+    fits = [fitted(monkeypatch, limit * GB, 256) for limit in (50, 40, 36, 33, 30)]
+    assert fits[0] == Fit("none", 1) and Fit("dots", 1) in fits and Fit("none", 2) in fits or Fit("dots", 2) in fits
+    asked = [memory.activation_bytes(toy.replace(XL, remat=f.remat), 32 // f.accumulate, make_mesh()) for f in fits]
+    assert asked == sorted(asked, reverse=True)
+    assert fitted(monkeypatch, 1 * GB, 256) == Fit("full", 2)  # nothing fits: what needs least, 16 images at a time
+
+
+def test_a_state_that_is_cut_leaves_room_for_activations(monkeypatch):
+    assert fitted(monkeypatch, 40 * GB, 256, data=1, fsdp=8) == Fit("none", 1)
+    assert fitted(monkeypatch, 40 * GB, 256, data=8) != Fit("none", 1)
+
+
+def test_what_the_config_says_is_taken(monkeypatch):
+    fixed = toy.replace(XL, remat="dots")
+    assert fitted(monkeypatch, 1000 * GB, 256, model=fixed, accumulate=4) == Fit("dots", 4)
+    assert fitted(monkeypatch, 1 * GB, 256, model=fixed, accumulate=4) == Fit("dots", 4)
+
+
+def test_a_machine_of_unknown_memory_recomputes_nothing():
+    mesh = make_mesh()
+    assert memory.fitted(XL, 0, layout(mesh), mesh, 256) == Fit("none", 1)
+
+
+@pytest.mark.parametrize("devices,shape", [(1, (1, 1)), (2, (1, 2)), (6, (1, 6)), (8, (1, 8))])
+def test_open_groups_take_all_devices_up_to_sixteen(devices, shape):
+    mesh = make_mesh(data=-1, fsdp=-1, devices=jax.devices()[:devices])
+    assert (mesh.shape["data"], mesh.shape["fsdp"]) == shape
+
+
+def test_open_groups_leave_the_rest_to_data_and_tensor(monkeypatch):
+    monkeypatch.setattr("ig_jax.parallel.mesh.FSDP_GROUP", 3)
+    mesh = make_mesh(data=-1, fsdp=-1, tensor=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_a_tensor_size_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match="must multiply to the 8 devices"):
+        make_mesh(data=-1, fsdp=-1, tensor=3)
