@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -16,6 +17,7 @@ from ig_jax.models import dit
 from ig_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
+from ig_jax.training.state import TrainState
 
 if TYPE_CHECKING:
     from ig_jax.config import Experiment
@@ -45,21 +47,24 @@ def batch_layout(experiment: "Experiment", mesh: Mesh) -> dict[str, jax.ShapeDty
             "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)}
 
 
-def lower_train_step(experiment: "Experiment", mesh: Mesh) -> jax.stages.Lowered:
-    """The train step of an experiment on a mesh.  Raises: UserError where the config does not fit it."""
-    program = TrainProgram.of(experiment, mesh, experiment.data.batch_size)
+def lower_train_step(program: TrainProgram, experiment: "Experiment", mesh: Mesh) -> jax.stages.Lowered:
+    """The train step of an experiment on a mesh."""
     return program.step.lower(program.layout, batch_layout(experiment, mesh))
 
 
 def lower_sampler(experiment: "Experiment", mesh: Mesh, batch_size: int) -> jax.stages.Lowered:
     """The sampler of an experiment's recipe on a mesh, for a global batch."""
     program = generate.Program.of(experiment.sample, experiment.model, experiment.process)
-    shapes = dit.shapes(experiment.model)
-    params = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-                          shapes, tree_shardings(shapes, mesh))
+    params = sharded(dit.shapes(experiment.model), mesh)
     rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=batch_sharding(mesh))
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(mesh))
     return generate.make_sampler(mesh, program).lower(params, {}, seed, rows, rows, experiment.sample.scales)
+
+
+def sharded(shapes, mesh: Mesh):
+    """Shapes by parameter name with the shardings that the rules give them."""
+    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+                        shapes, tree_shardings(shapes, mesh))
 
 
 def compile_for(target: Target, lower) -> Compiled:
@@ -81,9 +86,8 @@ def compile_for(target: Target, lower) -> Compiled:
                     memory.generated_code_size_in_bytes, memory.alias_size_in_bytes, hlo.parse(compiled.as_text()))
 
 
-def state_bytes(experiment: "Experiment", mesh: Mesh) -> dict[str, int]:
+def state_bytes(layout: TrainState, trains: Callable[[str], bool]) -> dict[str, int]:
     """Bytes on one device of what a run keeps, and of the gradient while a step has it."""
-    layout = TrainProgram.of(experiment, mesh, experiment.data.batch_size).layout
-    trained = {name: leaf for name, leaf in layout.params.items() if experiment.optimizer.trains(name)}
+    trained = {name: leaf for name, leaf in layout.params.items() if trains(name)}
     return {"parameters": device_bytes(layout.params), "ema": device_bytes(layout.ema),
             "optimizer": device_bytes(layout.opt_state), "gradients": device_bytes(trained)}

@@ -12,21 +12,29 @@ from ig_jax.forecast.estimate import ASSUMPTIONS, Estimate, estimate
 from ig_jax.forecast.targets import Target
 from ig_jax.forecast.work import attention_kernels, work
 from ig_jax.generation.generate import padded
-from ig_jax.models import cost
+from ig_jax.models import cost, dit
 from ig_jax.parallel.chips import usable_memory
 from ig_jax.parallel.mesh import check_batch, make_mesh
+from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
 
 if TYPE_CHECKING:
     from ig_jax.config import Experiment
 
 GIB = 2**30
+UNITS = {"GiB": GIB, "MiB": 2**20, "KiB": 2**10}
 
 
 def memory_limit(target: Target) -> int:
     """Bytes that a run gets on one device; of a CPU its share of this machine's memory."""
     here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(target.devices)
     return usable_memory(target.devices[0]) or here
+
+
+def shown(size: float) -> str:
+    """Bytes for people, in units of 1024."""
+    unit = next((u for u in ("GiB", "MiB") if size >= UNITS[u]), "KiB")
+    return f"{size / UNITS[unit]:,.2f} {unit}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +80,19 @@ class ProgramReport:
 
     def lines(self, devices: int) -> list[str]:
         """The report as a person reads it."""
-        said = f"{'fits' if self.fits else 'DOES NOT FIT'}: {self.used / GIB:.2f} of {self.limit / GIB:.2f} GiB a device"
-        lines = [f"{self.name:<12}{said}; {self.images} images, compiled in {self.compile_seconds:.0f} s"]
-        lines += [f"  {name:<34}{size / GIB:8.2f} GiB" for name, size in self.memory.items()]
+        verdict = "fits" if self.fits else "DOES NOT FIT"
+        lines = [f"{self.name:<12}{verdict}: {shown(self.used)} of {shown(self.limit)} a device; {self.images} images, "
+                 f"compiled in {self.compile_seconds:.0f} s"]
+        lines += [f"  {name:<34}{shown(size):>12}" for name, size in self.memory.items()]
         if not self.device_flops:
             return lines
         share = self.device_flops * devices / self.flops
         lines += [
-            f"  donated                           {self.donated / GIB:8.2f} GiB",
-            f"  compute     {self.flops / 1e12:,.2f} TFLOP by our count, compiled {share:.2f} times that; "
+            f"  donated                           {shown(self.donated):>12}",
+            f"  compute     {self.flops / 1e12:,.4g} TFLOP by our count, compiled {share:.2f} times that; "
             f"attention {self.attention}",
             "  exchange    " + ("; ".join(
-                f"{kind} {size / 1e6:,.1f} MB over {axes}" for kind, by in self.collectives.items()
+                f"{kind} {shown(size)} over {axes}" for kind, by in self.collectives.items()
                 for axes, size in by.items()) or "nothing"),
         ]
         if self.estimate:
@@ -146,38 +155,38 @@ class Report:
         return dataclasses.asdict(self) | {"fits": self.fits, "hours": self.hours, "assumptions": ASSUMPTIONS}
 
 
-def forecast_train(experiment: "Experiment", target: Target, mesh: Mesh) -> ProgramReport:
-    """Compile the train step and report it.  Raises: UserError where the config does not fit the mesh."""
-    compiled = programs.compile_for(target, lambda: programs.lower_train_step(experiment, mesh))
-    loss, batch = experiment.loss, experiment.data.batch_size
-    flops = cost.train_step_flops(experiment.model, batch,
-                                  ema_forward=loss.accelerate and loss.gap_source == "ema")
-    return ProgramReport.of("train step", compiled, experiment, target, mesh, images=batch, flops=flops,
-                            known=programs.state_bytes(experiment, mesh))
-
-
-def forecast_sampler(experiment: "Experiment", target: Target, mesh: Mesh, batch_size: int) -> ProgramReport:
-    """Compile the sampler and report it."""
-    batch = padded(batch_size, mesh)
-    compiled = programs.compile_for(target, lambda: programs.lower_sampler(experiment, mesh, batch))
-    evaluations = experiment.sample.evaluations_per_image(experiment.process.kind, experiment.model) or 0
-    flops = int(2 * cost.forward_macs(experiment.model) * evaluations * batch)
-    parameters = programs.state_bytes(experiment, mesh)["parameters"]
-    return ProgramReport.of("sampler", compiled, experiment, target, mesh, images=batch, flops=flops,
-                            known={"parameters": parameters})
-
-
 def forecast(experiment: "Experiment", target: Target, sample_batch: int) -> Report:
     """Compile an experiment's programs for a machine and report them; sample_batch 0 leaves the sampler out.
 
     Raises: UserError where the mesh or the batch does not divide, as in a run.
     """
-    mesh = make_mesh(**vars(experiment.mesh), devices=target.devices)
-    check_batch(experiment.data.batch_size, mesh, pieces=max(experiment.optimizer.accumulate, 1))
-    fit = TrainProgram.of(experiment, mesh, experiment.data.batch_size).fit
+    e = experiment
+    mesh = make_mesh(**vars(e.mesh), devices=target.devices)
+    check_batch(e.data.batch_size, mesh, pieces=max(e.optimizer.accumulate, 1))
+    program = TrainProgram.of(e, mesh, e.data.batch_size)
+    sampler = forecast_sampler(e, target, mesh, sample_batch) if sample_batch else None
     return Report(
-        experiment.name, target.name, target.devices[0].device_kind, len(target.devices), dict(mesh.shape),
-        experiment.data.batch_size, fit.remat, fit.accumulate, experiment.run.steps,
-        forecast_train(experiment, target, mesh),
-        forecast_sampler(experiment, target, mesh, sample_batch) if sample_batch else None,
+        e.name, target.name, target.devices[0].device_kind, len(target.devices), dict(mesh.shape), e.data.batch_size,
+        program.fit.remat, program.fit.accumulate, e.run.steps, forecast_train(e, program, target, mesh), sampler,
     )
+
+
+def forecast_train(experiment: "Experiment", program: TrainProgram, target: Target, mesh: Mesh) -> ProgramReport:
+    """Compile the train step and report it."""
+    compiled = programs.compile_for(target, lambda: programs.lower_train_step(program, experiment, mesh))
+    loss, batch = experiment.loss, experiment.data.batch_size
+    flops = cost.train_step_flops(experiment.model, batch,
+                                  ema_forward=loss.accelerate and loss.gap_source == "ema")
+    return ProgramReport.of("train step", compiled, experiment, target, mesh, images=batch, flops=flops,
+                            known=programs.state_bytes(program.layout, experiment.optimizer.trains))
+
+
+def forecast_sampler(experiment: "Experiment", target: Target, mesh: Mesh, batch_size: int) -> ProgramReport:
+    """Compile the sampler for a global batch, raised to what the mesh divides, and report it."""
+    batch = padded(batch_size, mesh)
+    compiled = programs.compile_for(target, lambda: programs.lower_sampler(experiment, mesh, batch))
+    evaluations = experiment.sample.evaluations_per_image(experiment.process.kind, experiment.model) or 0
+    flops = int(2 * cost.forward_macs(experiment.model) * evaluations * batch)
+    shapes = programs.sharded(dit.shapes(experiment.model), mesh)
+    return ProgramReport.of("sampler", compiled, experiment, target, mesh, images=batch, flops=flops,
+                            known={"parameters": device_bytes(shapes)})

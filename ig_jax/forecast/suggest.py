@@ -4,12 +4,15 @@ import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
+from jax.sharding import Mesh
+
 from ig_jax.errors import UserError
 from ig_jax.forecast import programs
 from ig_jax.forecast.report import GIB, Report, forecast
 from ig_jax.forecast.targets import Target
 from ig_jax.parallel.mesh import batch_shards, make_mesh
 from ig_jax.progress import waiting
+from ig_jax.training.program import TrainProgram
 
 if TYPE_CHECKING:
     from ig_jax.config import Experiment
@@ -28,11 +31,11 @@ def knobs(experiment: "Experiment", target: Target, found: Report) -> list[str]:
     mesh, devices = make_mesh(**vars(experiment.mesh), devices=target.devices), len(target.devices)
     over = found.train.used - found.train.limit
     lines = [f"it is {over / GIB:.2f} GiB over on each device"]
-    state = sum(programs.state_bytes(experiment, mesh).values())
+    state = _state(experiment, mesh)
     groups = [n for n in range(2 * mesh.shape["fsdp"], devices + 1) if devices % (n * mesh.shape["tensor"]) == 0]
     for group in groups[:1]:
         wider = make_mesh(data=-1, fsdp=group, tensor=mesh.shape["tensor"], devices=target.devices)
-        saved = state - sum(programs.state_bytes(experiment, wider).values())
+        saved = state - _state(experiment, wider)
         lines.append(f"--config.mesh.data=-1 --config.mesh.fsdp={group}   frees {saved / GIB:.2f} GiB of state")
     for remat in REMATS[REMATS.index(found.remat) + 1 :]:
         lines.append(f"--config.model.remat={remat}   computes more again in the backward pass and keeps less")
@@ -45,6 +48,11 @@ def knobs(experiment: "Experiment", target: Target, found: Report) -> list[str]:
         lines.append(f"--config.data.batch_size={experiment.data.batch_size // 2}   has half the activations, and is "
                      "another experiment")
     return lines
+
+
+def _state(experiment: "Experiment", mesh: Mesh) -> int:
+    layout = TrainProgram.of(experiment, mesh, experiment.data.batch_size).layout
+    return sum(programs.state_bytes(layout, experiment.optimizer.trains).values())
 
 
 def tried(experiment: "Experiment", target: Target) -> str:

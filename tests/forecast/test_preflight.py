@@ -14,6 +14,7 @@ from ig_jax.forecast import report, suggest
 from ig_jax.forecast.targets import open_target
 from ig_jax.models import dit
 from ig_jax.parallel.mesh import make_mesh
+from ig_jax.preflight import LEAST_EFFORT
 
 TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
                          reason="the TPU compiler is in the extra tpu: bash launch/test.sh --extra=tpu")
@@ -48,8 +49,7 @@ WIDE = {"model.depth": 2, "model.width": 256, "model.num_heads": 4, "data.batch_
 
 def cpu_train(**changes) -> tuple[Experiment, report.ProgramReport]:
     e = experiment("digits", **WIDE, **changes)
-    target = open_target("cpu:8")
-    return e, report.forecast_train(e, target, make_mesh(**vars(e.mesh), devices=target.devices))
+    return e, report.forecast(e, open_target("cpu:8"), sample_batch=0).train
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,15 @@ SHIPPED = {
     "dit": ("dit_imagenet256", "B", {"model.depth": 2, "model.inter_depth": (1,)}),
     "lightningdit": ("lightningdit_imagenet256", "XL", {"model.depth": 2, "model.inter_depth": (1,)}),
 }
+
+
+@pytest.fixture(autouse=True)
+def least_effort():
+    """A TPU's compiler is seven times quicker so; what a program holds, counts and exchanges is as with --quick."""
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", LEAST_EFFORT)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", before)
 
 
 def compiled_for(name: str, arg: str, changes: dict, target: str, sample_batch: int = 0):
