@@ -35,7 +35,8 @@ def changed(shapes: dict[str, tuple], chance: random.Random) -> dict[str, tuple]
     if shape:
         at = chance.randrange(len(shape))
         other.append([*shape[:at], chance.choice(SIZES), *shape[at + 1:]])
-    return chance.choice([rest, rest | {chance.choice(NAMES): shapes[name]}, *(rest | {name: tuple(s)} for s in other)])
+    renamed = rest | {chance.choice(NAMES): shapes[name]}
+    return chance.choice([rest, renamed, *(rest | {name: tuple(shape)} for shape in other)])
 
 
 def choices(chance: random.Random) -> plans.Choices:
