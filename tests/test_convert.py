@@ -18,9 +18,10 @@ import toy
 
 from ig_jax import cli, convert, exporting, pretrained, sample
 from ig_jax.errors import UserError
-from ig_jax.interop import autoencoder_checkpoint, published
+from ig_jax.interop import autoencoder_checkpoint, plans, published
 from ig_jax.interop import autoencoder_weights as aw
-from ig_jax.interop.experiment import ARITHMETIC
+from ig_jax.interop.claims import Claims
+from ig_jax.interop.experiment import ARITHMETIC, experiment
 from ig_jax.interop.weight_files import (
     LazyTensor,
     open_weights,
@@ -204,6 +205,20 @@ def test_va_vae_latents_need_their_statistics(tmp_path, capsys):
     np.testing.assert_allclose(latents.shift, mean.ravel())
     np.testing.assert_allclose(latents.scale, 1 / std.ravel(), rtol=1e-6)
     assert latents.uint8_rule == "half"
+
+
+@pytest.mark.parametrize("name, arg", [
+    ("sit_imagenet256", "XL,512"), ("dit_imagenet256", "B"), ("lightningdit_imagenet256", "XL"),
+])
+def test_a_converted_network_trains_on_what_its_config_trains_on(monkeypatch, name, arg):
+    wanted = toy.load_config(name, arg).to_dict()
+    model, family = dit.DiTConfig(**wanted["model"]), name.partition("_")[0]
+    monkeypatch.setattr(plans, "_statistics", lambda file, channels: [np.zeros(channels), np.ones(channels)])
+    latents = plans.latents_of(model, "stats.pt" if family == "lightningdit" else "")
+    made = experiment(arg, family, model, {"name": latents.name}, Claims(), 0.9999)
+    assert latents.name == wanted["latents"]["name"]
+    for key in ("source", "name", "folder", "split", "test_split", "batch_size", "pad"):
+        assert made["data"][key] == wanted["data"][key], key
 
 
 def autoencoder_file(path: Path, config: AutoencoderConfig, naming: str) -> None:
