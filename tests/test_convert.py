@@ -18,9 +18,10 @@ import toy
 
 from ig_jax import cli, convert, exporting, pretrained, sample
 from ig_jax.errors import UserError
-from ig_jax.interop import autoencoder_checkpoint, published
+from ig_jax.interop import autoencoder_checkpoint, plans, published
 from ig_jax.interop import autoencoder_weights as aw
-from ig_jax.interop.experiment import ARITHMETIC
+from ig_jax.interop.claims import Claims
+from ig_jax.interop.experiment import ARITHMETIC, experiment
 from ig_jax.interop.weight_files import (
     LazyTensor,
     open_weights,
@@ -34,6 +35,7 @@ from ig_jax.models.layers import rope_table
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path[:0] = [str(GOLDEN), str(Path(__file__).parent / "interop")]
+import full_size  # noqa: E402
 import hostile_weight_files as hostile  # noqa: E402
 import variants  # noqa: E402
 
@@ -205,6 +207,20 @@ def test_va_vae_latents_need_their_statistics(tmp_path, capsys):
     assert latents.uint8_rule == "half"
 
 
+@pytest.mark.parametrize("name, arg", [
+    ("sit_imagenet256", "XL,512"), ("dit_imagenet256", "B"), ("lightningdit_imagenet256", "XL"),
+])
+def test_a_converted_network_trains_on_what_its_config_trains_on(monkeypatch, name, arg):
+    wanted = toy.load_config(name, arg).to_dict()
+    model, family = dit.DiTConfig(**wanted["model"]), name.partition("_")[0]
+    monkeypatch.setattr(plans, "_statistics", lambda file, channels: [np.zeros(channels), np.ones(channels)])
+    latents = plans.latents_of(model, "stats.pt" if family == "lightningdit" else "")
+    made = experiment(arg, family, model, {"name": latents.name}, Claims(), 0.9999)
+    assert latents.name == wanted["latents"]["name"]
+    for key in ("source", "name", "folder", "split", "test_split", "batch_size", "pad"):
+        assert made["data"][key] == wanted["data"][key], key
+
+
 def autoencoder_file(path: Path, config: AutoencoderConfig, naming: str) -> None:
     flat = {name: variants.weight(name, shape) for name, shape in aw.flat_shapes(config).items()}
     theirs = aw.to_published(aw.nested(flat, config), config, naming)
@@ -259,7 +275,8 @@ def test_memory_is_bounded_by_the_average_on_import_and_by_a_few_tensors_on_expo
     average = sum(tensor.nbytes for tensor in state.values())
 
     def grown(argv: str) -> int:
-        done = subprocess.run([sys.executable, "-c", MEMORY, argv], cwd=toy.ROOT, env=toy.environment(), capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", MEMORY, argv], cwd=toy.ROOT, env=toy.environment(),
+                              capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return int(done.stdout.split()[-1])
 
@@ -424,16 +441,7 @@ def test_hostile_files_are_refused_without_running_or_writing_anything(tmp_path,
         assert not canary.exists() and not (tmp_path / "out").exists(), name
 
 
-def full_size(name: str) -> dict[str, list[int]]:
-    """Names and shapes of a published file of the size people hold."""
-    if name in (autoencoders := json.loads((GOLDEN / "autoencoder_keys.json").read_text())):
-        return autoencoders[name]
-    entry = json.loads((GOLDEN / "published_keys.json").read_text())[name]
-    blocks = {f"blocks.{i}.{k}": v for i in range(entry["depth"]) for k, v in entry["block"].items()}
-    return entry["rest"] | blocks
-
-
-def write_sparse(path: Path, shapes: dict[str, list[int]]) -> None:
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """A safetensors file of float32 zeros that takes no room on the disk."""
     end, header = 0, {}
     for name, shape in shapes.items():
@@ -445,8 +453,8 @@ def write_sparse(path: Path, shapes: dict[str, list[int]]) -> None:
         file.truncate(8 + len(text) + end)
 
 
-SIT_XL, LIGHTNING_XL = full_size("ig_sit_xl2"), full_size("ig_lightningdit_xl1")
-SD_VAE, VA_VAE = full_size("sd_vae"), full_size("va_vae")
+SIT_XL, LIGHTNING_XL = map(full_size.shapes, ("ig_sit_xl2", "ig_lightningdit_xl1"))
+SD_VAE, VA_VAE = map(full_size.shapes, ("sd_vae", "va_vae"))
 PROJ = "blocks.27.attn.proj.weight"
 WRONG = {
     "nothing": ({"weight": [3]}, [], "not a SiT, DiT or LightningDiT"),
@@ -456,7 +464,7 @@ WRONG = {
     "deep": ({f"blocks.{i}.a": [1] for i in range(9000)} | SIT_XL, [], "has 9000 blocks"),
     "not a sit": (LIGHTNING_XL, ["--family=sit"], "the tensors are a LightningDiT's"),
     "not a dit": (SIT_XL, ["--family=dit"], "no rows for a learned sigma"),
-    "two families": (full_size("dit_xl2"), [], "give --family=sit or dit"),
+    "two families": (full_size.shapes("dit_xl2"), [], "give --family=sit or dit"),
     "no statistics": (LIGHTNING_XL, [], "give --latent_stats"),
     "autoencoder missing": (without(SD_VAE, "decoder.conv_out.bias"), [], "decoder.conv_out.bias of shape (3,) is"),
     "autoencoder extra": (VA_VAE | {"encoder.x": [7]}, [], "'encoder.x' of shape (7,) has no place"),

@@ -6,6 +6,7 @@ A sampler reads model, latents, process and sample; the other sections are valid
 import dataclasses
 
 from ig_jax.interop.claims import Claims
+from ig_jax.models.autoencoder_config import SD_VAE, VA_VAE
 from ig_jax.models.dit_config import DiTConfig
 
 ARITHMETIC = dict(dtype="float32", scan_blocks=False, remat="none")  # that of the published numbers
@@ -58,8 +59,8 @@ def experiment(
         ),
         "ema": dict(decays=(ema_decay,), warmup=False),
         "data": dict(
-            source="tfds", name="imagenet2012" if model.num_classes == 1000 else "unknown", folder="",
-            split="train", test_split="validation", batch_size=256, pad=0, in_memory=False,
+            source="tfds", name=_data_set(model, latents["name"]), folder="", split="train",
+            test_split="validation", batch_size=256, pad=0, in_memory=False,
         ),
         "mesh": dict(data=-1, fsdp=1, tensor=1),
         "run": dict(
@@ -68,6 +69,12 @@ def experiment(
         ),
         "sample": recipe(family, model.width, bool(heads)),
     }
+
+
+def _data_set(model: DiTConfig, latents: str) -> str:
+    """What configs/ call the ImageNet latents that such a network was trained on."""
+    factor = {"sd_vae": SD_VAE.factor, "va_vae_f16d32": VA_VAE.factor}.get(latents)
+    return f"imagenet{model.input_size * factor}_{latents}" if factor and model.num_classes == 1000 else "unknown"
 
 
 def recipe(family: str, width: int, head: bool) -> dict:

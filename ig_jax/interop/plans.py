@@ -43,7 +43,7 @@ class Choices:
 class Latents:
     """What a network's latents are: name, and mean and std float64 [C] of each channel where a file gave them."""
 
-    name: str  # "sd_vae" | "va_vae" | "pixels"
+    name: str  # "sd_vae" | "va_vae_f16d32" | "pixels", as in configs/
     mean: np.ndarray | None = None
     std: np.ndarray | None = None
 
@@ -114,7 +114,7 @@ def latents_of(model: DiTConfig, stats: str) -> Latents:
     """
     channels = model.channels
     if stats:
-        return Latents("va_vae", *_statistics(stats, channels))
+        return Latents(f"va_vae_f{VA_VAE.factor}d{channels}", *_statistics(stats, channels))
     if channels == SD_VAE.latent_channels:
         return Latents("sd_vae")
     if channels == VA_VAE.latent_channels and model.input_size in (16, 32):

@@ -18,16 +18,10 @@ from ig_jax.models import dit, zoo
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
+import full_size  # noqa: E402
 import variants  # noqa: E402
 
-KEYS = json.loads((GOLDEN / "published_keys.json").read_text())  # of the full-size published checkpoints
 SMALL = json.loads((GOLDEN / "variants.json").read_text())
-
-
-def full_size(name: str) -> dict[str, tuple[int, ...]]:
-    entry = KEYS[name]
-    blocks = {f"blocks.{i}.{k}": v for i in range(entry["depth"]) for k, v in entry["block"].items()}
-    return {key: tuple(shape) for key, shape in (entry["rest"] | blocks).items()}
 
 
 def recognised(shapes, said=Claims(), **choices) -> dit.DiTConfig:
@@ -45,15 +39,17 @@ def recognised(shapes, said=Claims(), **choices) -> dit.DiTConfig:
     ("dit_xl2", "dit", "XL", (32, 4, 2), dict(inter_depth=())),
 ])
 def test_full_size_checkpoints_are_recognised_by_names_and_shapes(name, family, size, latent, extra):
-    shapes = full_size(name)
+    shapes = full_size.shapes(name)
     config = recognised(shapes, family=family if "ig_" not in name else "")
     input_size, channels, patch = latent
     wanted = zoo.settings(family, size) | dict(
         input_size=input_size, channels=channels, patch_size=patch, num_classes=1000, **ARITHMETIC) | extra
     assert config == dit.DiTConfig(**wanted)
     assert published.published_shapes(config) == shapes
+    traced = {name: leaf.shape for name, leaf in dit.shapes(config).items()}  # of the network itself
+    assert traced == published.parameter_shapes(config)
     buffers = sum(math.prod(shapes[name]) for name in published.ROPE_BUFFERS if name in shapes)
-    assert sum(math.prod(shape) for shape in shapes.values()) - buffers == KEYS[name]["total_params"]
+    assert sum(math.prod(shape) for shape in shapes.values()) - buffers == full_size.KEYS[name]["total_params"]
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
@@ -104,8 +100,8 @@ def test_metadata_is_believed_only_where_it_has_the_published_form(metadata, fou
     assert claims.read(metadata) == found
 
 
-XL = full_size("ig_sit_xl2")
-ORIGINAL = full_size("sit_xl2")
+XL = full_size.shapes("ig_sit_xl2")
+ORIGINAL = full_size.shapes("sit_xl2")
 
 
 def test_tensors_then_user_then_file_then_release_decide():
@@ -129,8 +125,8 @@ def test_tensors_then_user_then_file_then_release_decide():
     (XL, dict(family="uvit"), "must be one of sit, dit, lightningdit"),
     (XL, dict(family="dit", claims=Claims(family="sit")), "the file says that it is a sit"),
     (XL, dict(family="dit"), "no rows for a learned sigma"),
-    (full_size("ig_lightningdit_xl1"), dict(family="sit"), "the tensors are a LightningDiT's"),
-    (full_size("ig_lightningdit_xl1"), dict(num_heads=12), "it fits --num_heads=16"),
+    (full_size.shapes("ig_lightningdit_xl1"), dict(family="sit"), "the tensors are a LightningDiT's"),
+    (full_size.shapes("ig_lightningdit_xl1"), dict(num_heads=12), "it fits --num_heads=16"),
     (ORIGINAL, dict(family="sit", inter_depth=8), "the file has no intermediate head"),
     (XL, dict(inter_depth=29), "inter_depth=29 must be in 1..28"),
     (XL | {"pos_embed": (1, 250, 1152)}, {}, "no square image"),

@@ -1,6 +1,7 @@
 """The backbone against the published networks, and against itself in its other forms."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -109,6 +110,17 @@ def test_several_heads_agree_with_single_head_networks(sit, sit_inputs, scan):
         np.testing.assert_allclose(many.final, one.final, atol=2e-6)
     none = dit.apply(dataclasses.replace(config, inter_depth=()), body, *sit_inputs)
     np.testing.assert_allclose(none.final, many.final, atol=2e-6)
+
+
+def test_a_head_changes_no_other_output_to_the_bit(sit, sit_inputs):
+    config, params, _ = sit
+    second = {k.replace(".0.", ".1.", 1): v + 1 for k, v in params.items() if k.startswith("inter_heads.0.")}
+    body = {k: v for k, v in params.items() if not k.startswith("inter_heads.")}
+    networks = [((), body), ((2,), params), ((2, 3), params | second)]
+    none, one, two = (jax.jit(functools.partial(dit.apply, dataclasses.replace(config, inter_depth=depths)))(
+        weights, *sit_inputs) for depths, weights in networks)
+    assert (none.final == one.final).all() and (two.final == one.final).all()
+    assert (two.intermediate[0] == one.intermediate[0]).all()
 
 
 def test_bfloat16_products_stay_close_to_float32(sit, sit_inputs):
