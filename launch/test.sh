@@ -1,7 +1,16 @@
 #!/usr/bin/env bash
 # Sets up the environment with the test extra and runs the tests; arguments go to pytest.
+#   bash launch/test.sh [--extra=NAME ...] [pytest arguments]
+#   --extra=tpu    adds the TPU compiler (0.4 GB), and the tests that compile every config for a slice
+#   --extra=cuda   adds the GPU compiler and cuDNN (5.5 GB), and the same for GPU boxes
+#   IG_JAX_FULL_SIZE=1 compiles the XL networks for 256 chips and 8 GPUs too, for hours
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh test
+extras=(test)
+while [[ "${1:-}" == --extra=* ]]; do
+  extras+=("${1#--extra=}")
+  shift
+done
+bash launch/setup.sh "${extras[@]}"
 # Two at a time: most of a test is compilation, which uses one core.
 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
