@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ig_jax.errors import check
-from ig_jax.parallel.sharding import constrain_batch, gather_weight, platform, scatter_gradient
+from ig_jax.parallel.sharding import constrain_batch, gather_weight, on_one_cpu, platform, scatter_gradient
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
@@ -110,30 +110,70 @@ def _attention_cpu(q, k, v):
     return _attention_cpu_forward(q, k, v)[0]
 
 
-def _heads_first(x):
-    """[B, N, A, K] -> [B, A, N, K] in float32: these small products are no faster in bfloat16 on a CPU."""
-    return jnp.swapaxes(x, 1, 2).astype(jnp.float32)
-
-
 def _attention_cpu_forward(q, k, v):
     dtype, scale = q.dtype, q.shape[-1] ** -0.5
-    q, k, v = _heads_first(q) * scale, _heads_first(k), _heads_first(v)
-    probabilities = jax.nn.softmax(jnp.einsum("banc,bamc->banm", q, k), axis=-1)
-    out = jnp.einsum("banm,bamc->banc", probabilities, v)
-    return jnp.swapaxes(out, 1, 2).astype(dtype), (q, k, v, probabilities)
+
+    def one_head(q, k, v):  # [B, N, K]
+        scores = _batched_dot(q, k, 2, 2) * scale
+        highest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - highest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        out = _batched_dot(weights.astype(dtype), v, 2, 1) / total
+        return out.astype(dtype), (highest + jnp.log(total))[..., 0]
+
+    q, k, v = (jnp.moveaxis(x, 2, 0) for x in (q, k, v))
+    out, normaliser = _over_heads(one_head, q, k, v)
+    return jnp.moveaxis(out, 0, 2), (q, k, v, out, normaliser)
 
 
 def _attention_cpu_backward(saved, grad):
-    q, k, v, probabilities = saved  # q already scaled
-    dtype, scale = grad.dtype, q.shape[-1] ** -0.5
-    grad = _heads_first(grad)
-    grad_v = jnp.einsum("banm,banc->bamc", probabilities, grad)
-    grad_p = jnp.einsum("banc,bamc->banm", grad, v)
-    inner = jnp.sum(grad_p * probabilities, axis=-1, keepdims=True)
-    grad_scores = (grad_p - inner) * probabilities
-    grad_q = jnp.einsum("banm,bamc->banc", grad_scores, k) * scale
-    grad_k = jnp.einsum("banm,banc->bamc", grad_scores, q)
-    return tuple(jnp.swapaxes(g, 1, 2).astype(dtype) for g in (grad_q, grad_k, grad_v))
+    """Of scores computed again, and transposed: only so does one of the products need a transposed operand."""
+    q, k, v, out, normaliser = saved
+    dtype, scale = q.dtype, q.shape[-1] ** -0.5
+    grad = jnp.moveaxis(grad, 2, 0).astype(dtype)
+    inner = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+
+    def one_head(q, k, k_transposed, v, grad, normaliser, inner):
+        p = jnp.exp(_batched_dot(k, q, 2, 2) * scale - normaliser[:, None, :])
+        grad_scores = (p * (_batched_dot(v, grad, 2, 2) - inner[:, None, :]) * scale).astype(dtype)
+        grad_q = _batched_dot(k_transposed, grad_scores, 2, 1)
+        grad_k, grad_v = _batched_dot(grad_scores, q, 2, 1), _batched_dot(p.astype(dtype), grad, 2, 1)
+        return grad_q.astype(dtype), grad_k.astype(dtype), grad_v.astype(dtype)
+
+    grads = _over_heads(one_head, q, k, jnp.swapaxes(k, 2, 3), v, grad, normaliser, inner)
+    return jnp.transpose(grads[0], (1, 3, 0, 2)), *(jnp.moveaxis(g, 0, 2) for g in grads[1:])
+
+
+def _batched_dot(a, b, a_contracts, b_contracts):
+    return lax.dot_general(a, b, (((a_contracts,), (b_contracts,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+
+
+def _over_heads(one_head, *operands):
+    """`one_head` of the first axis of every operand: on one CPU one after the other, in cache.
+
+    A loop also keeps the transposes that bring the heads first out of the products. The compiler would fold
+    them in, and a product with its batch in the middle runs in float32 whatever it is given.
+    """
+    if on_one_cpu():
+        return lax.map(lambda operands: one_head(*operands), operands)
+    return jax.vmap(one_head)(*operands)
 
 
 _attention_cpu.defvjp(_attention_cpu_forward, _attention_cpu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def split_heads(qkv: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[B, N, 3 D] -> q, k, v, each [B, N, A, K]; their gradients are put together in one pass, not padded and added."""
+    return tuple(jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 2, 0))
+
+
+def _split_heads_forward(qkv, heads):
+    return split_heads(qkv, heads), None
+
+
+def _split_heads_backward(heads, _, grads):
+    return (jnp.stack(grads, axis=2).reshape(*grads[0].shape[:2], -1),)
+
+
+split_heads.defvjp(_split_heads_forward, _split_heads_backward)

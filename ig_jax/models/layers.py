@@ -12,7 +12,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from ig_jax.models.kernels import attention, dense
+from ig_jax.models.kernels import attention, dense, split_heads
 from ig_jax.parallel.sharding import TENSOR_DIMENSION, constrain_batch, gather_weight
 
 LAYER_NORM_EPS = 1e-6  # SiT and DiT blocks; also the RMSNorm of LightningDiT
@@ -110,7 +110,7 @@ class Attention(nnx.Module):
         self.q_norm, self.k_norm = (_qk_norm(qk_norm, head_dim) for _ in range(2))
 
     def __call__(self, x: jax.Array, rope: tuple[np.ndarray, np.ndarray] | None) -> jax.Array:
-        q, k, v = rearrange(self.qkv(x), "b n (three a k) -> three b n a k", three=3, a=self.heads)
+        q, k, v = split_heads(self.qkv(x), self.heads)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:

@@ -119,3 +119,40 @@ def test_a_network_for_cuda_runs_cudnn_forward_and_backward_and_nothing_of_a_cpu
 def test_a_network_for_cuda_lowers_to_the_calls_of_cudnn(cudnn):
     lowered = traced(BFLOAT16, H200, lambda traced: traced.lower(lowering_platforms=("cuda",)).as_text())
     assert lowered.count("@__cudnn$fmhaSoftmax(") == lowered.count("@__cudnn$fmhaSoftmaxBackward(") == BFLOAT16.depth
+
+
+def value_and_gradients(function, *args):
+    """function(*args) and its gradients along a fixed direction, all in float32."""
+    out, pull = jax.vjp(function, *args)
+    direction = jax.random.normal(jax.random.key(9), out.shape).astype(out.dtype)
+    return [x.astype(jnp.float32) for x in (out, *pull(direction))]
+
+
+def relative(got, want):
+    return float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
+
+
+@pytest.mark.parametrize("one_cpu", [True, False])
+@pytest.mark.parametrize("dtype,bound", [("float32", 1e-6), ("bfloat16", 6e-3)])
+def test_attention_on_a_cpu_is_the_plain_form(monkeypatch, dtype, bound, one_cpu):
+    monkeypatch.setattr(kernels, "on_one_cpu", lambda: one_cpu)
+    q, k, v = (2 * jax.random.normal(key, (3, 20, 2, 8)) for key in jax.random.split(jax.random.key(0), 3))
+    given = [x.astype(dtype) for x in (q, k, v)]
+    want = value_and_gradients(jax.nn.dot_product_attention, *(x.astype(jnp.float32) for x in given))
+    got = value_and_gradients(kernels.attention, *given)
+    assert max(map(relative, got, want)) < bound
+
+
+def test_attention_on_a_cpu_survives_large_scores():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 8, 1, 16))
+    args = q, k + 100, v  # scores of hundreds, whose exponential alone is infinite
+    got, want = (value_and_gradients(f, *args) for f in (kernels.attention, jax.nn.dot_product_attention))
+    assert max(map(relative, got, want)) < 1e-3
+
+
+def test_heads_are_split_and_put_together_again():
+    qkv = jax.random.normal(jax.random.key(0), (2, 5, 3 * 4 * 6))
+    plain = lambda qkv: jnp.stack([x.reshape(2, 5, 4, 6) for x in jnp.split(qkv, 3, axis=-1)])  # noqa: E731
+    split = lambda qkv: jnp.stack(kernels.split_heads(qkv, 4))  # noqa: E731
+    for got, want in zip(value_and_gradients(split, qkv), value_and_gradients(plain, qkv)):
+        assert (got == want).all()
