@@ -167,17 +167,25 @@ def train_step(
         return batch_loss(model, process, loss, trainable | frozen, gap_ema, state.step, *batch)
 
     gradients, metrics = loss_and_gradients(loss_fn, trainable, (x, eps, t, y), accumulate)
+    if "gap_square" in metrics:  # the root is taken once the micro-batches are averaged
+        metrics["gap_norm"] = jnp.sqrt(metrics.pop("gap_square"))
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
+    metrics["learning_rate"] = schedule(state.step)
+    return updated(state, gradients, optimizer=optimizer, trains=trains, ema=ema), metrics
+
+
+def updated(
+    state: TrainState, gradients: Params, *, optimizer: optax.GradientTransformation, trains, ema: EmaConfig,
+) -> TrainState:
+    """The state after one update by the gradients of its trained parameters: the optimizer, then every EMA."""
+    trainable, frozen = partition(state.params, trains)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
     params = optax.apply_updates(trainable, updates) | frozen
     averages = {
         name: jax.tree.map(lambda a, p, rate=ema.rate(name, state.step): a + rate * (p - a), average, params)
         for name, average in state.ema.items()
     }
-    if "gap_square" in metrics:  # the root is taken once the micro-batches are averaged
-        metrics["gap_norm"] = jnp.sqrt(metrics.pop("gap_square"))
-    metrics["gradient_norm"] = optax.tree.norm(gradients)
-    metrics["learning_rate"] = schedule(state.step)
-    return TrainState(state.step + 1, params, averages, opt_state), metrics
+    return TrainState(state.step + 1, params, averages, opt_state)
 
 
 def make_train_step(
