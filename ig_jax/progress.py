@@ -6,8 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-from tqdm import tqdm
-
 
 def duration(seconds: float) -> str:
     """1:02:03 or 2:03, for people."""
@@ -24,8 +22,7 @@ class Progress:
         stream = sys.stderr if stream is None else stream
         self._stream = stream
         self._began = time.monotonic()
-        live = stream.isatty()
-        self._bar = tqdm(total=total, initial=start, unit=f" {unit}", file=stream) if live else None
+        self._bar = _bar(total, start, unit, stream) if stream.isatty() else None
 
     def __enter__(self) -> "Progress":
         return self
@@ -69,3 +66,9 @@ def waiting(what: str, every: float = 10.0, stream=None) -> Iterator[None]:
     finally:
         done.set()
         teller.join()
+
+
+def _bar(total: int, start: int, unit: str, stream):
+    from tqdm import tqdm  # late: only a terminal needs it, and a machine with nothing but JAX lacks it
+
+    return tqdm(total=total, initial=start, unit=f" {unit}", file=stream)
