@@ -12,9 +12,10 @@ from ig_jax import errors
 HELP = ("-h", "--h", "-help", "--help")
 
 
-def run(main: Callable[[], None], values: flags.FlagValues, doc: str) -> None:
+def run(main: Callable[..., None], values: flags.FlagValues, doc: str, words: tuple[str, ...] = ()) -> None:
     """Parse sys.argv into `values`, call `main`, and leave with the exit code that tells a launcher what to do.
 
+    A command that does several things names them as `words`; `main` is called with the one that was given.
     0 finished, 2 bad input (one line on stderr), 3 diverged, 75 stopped but resumable, 1 a bug (traceback).
     """
     if "debug" not in values:
@@ -23,8 +24,7 @@ def run(main: Callable[[], None], values: flags.FlagValues, doc: str) -> None:
         print(f"{doc.strip()}\n{values.get_help()}")
         sys.exit(errors.FINISHED)
     try:
-        parse(values)
-        main()
+        main(*parse(values, words))
     except errors.UserError as error:
         _leave(str(error), errors.BAD_INPUT, values)
     except errors.Diverged as error:
@@ -33,15 +33,21 @@ def run(main: Callable[[], None], values: flags.FlagValues, doc: str) -> None:
         _leave(str(error), errors.RESUMABLE, values)
 
 
-def parse(values: flags.FlagValues) -> None:
-    """Fill `values`; whatever goes wrong in a flag or a config file is the user's to mend."""
+def parse(values: flags.FlagValues, words: tuple[str, ...] = ()) -> list[str]:
+    """Fill `values`; whatever goes wrong in a flag or a config file is the user's to mend.
+
+    What stands beside the flags: one of `words` for a command that does several things, otherwise nothing.
+    """
     flags.FLAGS.mark_as_parsed()  # grain and tfds read absl's own flags and want them parsed
     try:
         rest = values(sys.argv)
     except Exception as error:  # a config file is arbitrary Python, and overrides raise many types
         raise errors.UserError(_said(error)) from error
-    if rest[1:]:
+    if words:
+        errors.check(len(rest) == 2 and rest[1] in words, "command", " ".join(rest[1:]), f"one of {', '.join(words)}")
+    elif rest[1:]:
         raise errors.UserError(f"argument {rest[1]!r} is not a flag; write --name=value (see --help)")
+    return rest[1:]
 
 
 def required(holder: flags.FlagHolder):
