@@ -12,6 +12,7 @@ CORE = [
     "ig_jax.diffusion.samplers", "ig_jax.diffusion.randomness", "ig_jax.parallel.mesh", "ig_jax.parallel.sharding",
     "ig_jax.training.step",
 ]
+BENCHMARK = [f"ig_jax.benchmarking.{name}" for name in ("run", "runners", "peer")]
 
 
 def python(code: str) -> str:
@@ -33,10 +34,34 @@ def test_commands_parse_their_flags_before_anything_heavy_is_imported():
 
 def test_the_core_runs_where_only_jax_flax_optax_and_einops_exist():
     """Everything else is made impossible to import; flax itself brings orbax, which is therefore allowed there."""
-    blocked = [name for name in HEAVY if name not in ("orbax", "absl", "tqdm")]
+    only_with("flax.nnx, optax, einops", blocked=[name for name in HEAVY if name not in ("orbax", "absl", "tqdm")],
+              code=f"for module in {CORE!r}: importlib.import_module(module)")
+
+
+def test_the_benchmark_of_a_named_model_needs_no_more_and_its_driver_touches_no_device():
+    """A device that the driver had opened would be lost to its workers."""
+    only_with("flax.nnx, optax, einops, absl.flags", blocked=[n for n in HEAVY if n not in ("orbax", "absl")], code=f"""
+for module in {BENCHMARK!r}: importlib.import_module(module)
+from ig_jax.benchmarking import cases, peer_numbers, report, variants
+made = cases.expanded(cases.published("SiT-XL/2"), {{"batch": [8, 16], "cfg_scale": [1.0, 1.35]}})
+group = variants.variants_of("sample", made[:1], (False, True), "")
+report.records("sample", group[0])
+peer_numbers.numbers(made[-1], "sample")
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+""")
+
+
+def test_the_peer_of_the_benchmark_imports_no_jax():
+    loaded = python("import sys, ig_jax.benchmark, ig_jax.benchmarking.peer; print(*sys.modules)").split()
+    assert not {"jax", "flax", "torch", *HEAVY} & {name.split(".")[0] for name in loaded} - {"absl"}
+
+
+def only_with(packages: str, *, blocked: list[str], code: str) -> None:
+    """Run code where `blocked` cannot be imported once `packages` are; what those brought of it is forgotten."""
     python(f"""
 import importlib, sys
-import flax.nnx, optax, einops
+import {packages}
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {blocked!r}:
@@ -44,6 +69,5 @@ class Blocked:
 for name in [n for n in sys.modules if n.split(".")[0] in {blocked!r}]:
     del sys.modules[name]
 sys.meta_path.insert(0, Blocked())
-for module in {CORE!r}:
-    importlib.import_module(module)
+{code}
 """)

@@ -43,6 +43,11 @@ def train_step_flops(config: DiTConfig, global_batch: int, *, ema_forward: bool)
     return 2 * forward_macs(config) * global_batch * (4 if ema_forward else 3)
 
 
+def sample_flops(config: DiTConfig, images: int, evaluations: float) -> float:
+    """FLOPs of drawing `images` images, each at the cost of `evaluations` forward passes."""
+    return 2.0 * forward_macs(config) * images * evaluations
+
+
 def prefix_macs(config: DiTConfig, head: int) -> int:
     """Multiply-accumulates of one forward pass that stops after the intermediate head with index `head`."""
     heads = config.inter_depth[: head + 1]

@@ -1,0 +1,76 @@
+"""Our analytic counts against two others: the compiler's, and every matrix product of the traced program."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from ig_jax.benchmarking import cases, ours
+from ig_jax.generation import generate
+from ig_jax.models import cost, dit
+from ig_jax.training.program import TrainProgram
+
+
+def small(**changes) -> cases.Case:
+    """SiT of width 192 on one device: wide enough that products outweigh the rest."""
+    case = cases.changed(cases.published("SiT-S/2"), "width", 192)
+    for axis, value in {"depth": 3, "latent": 16, "batch": 2, "devices": 1, **changes}.items():
+        case = cases.changed(case, axis, value)
+    return case
+
+
+def products(jaxpr) -> int:
+    """FLOPs of all matrix products of a jaxpr, a loop's body once for each round."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        inner = [getattr(p, "jaxpr", p) for p in equation.params.values() if hasattr(getattr(p, "jaxpr", p), "eqns")]
+        total += equation.params.get("length", 1) * sum(map(products, inner))
+    return total
+
+
+def traced_step(case: cases.Case):
+    mesh = ours.mesh_of(case)
+    program = TrainProgram.of(case, mesh)
+    return program.step.trace(program.layout, ours.synthetic_batch(case, mesh))
+
+
+@pytest.mark.parametrize("changes", [{}, {"scan": True}, {"dtype": "bfloat16"}], ids=str)
+def test_a_train_step_has_the_products_that_are_counted(changes):
+    case = small(**changes)
+    counted = products(traced_step(case).jaxpr.jaxpr)
+    # Counted as three forward passes; patches and times need no gradient, so the program has a little less.
+    assert 0.97 < counted / ours.train_flops(case) <= 1.0
+
+
+def test_the_compiler_counts_the_same_for_an_unrolled_step():
+    case = small(depth=1)
+    compiled = traced_step(case).lower().compile().cost_analysis()["flops"]
+    # It also counts what is no product: norms, softmax, GELU, the optimizer.
+    assert 0.97 < compiled / ours.train_flops(case) < 1.12
+
+
+@pytest.mark.parametrize("recipe,evaluations", [
+    ({"cfg_scale": 1.0, "steps": 10}, 10.0),  # internal guidance is free
+    ({"steps": 10}, 17.0),  # CFG doubles the 7 steps with t <= 0.7
+    ({"cfg_interval": (0.0, 1.0), "steps": 10}, 20.0),
+    ({"solver": "heun", "cfg_scale": 1.0, "steps": 10}, 19.0),
+], ids=str)
+def test_a_sampler_has_the_products_of_its_evaluations(recipe, evaluations):
+    case = small(**recipe)
+    program = generate.Program.of(case.sample, case.model, case.process)
+    sampler = generate.make_sampler(ours.mesh_of(case), program)
+    labels = jax.ShapeDtypeStruct((case.batch,), np.int32)
+    traced = sampler.trace(dit.shapes(case.model), {}, np.uint32(0), labels, labels, case.sample.scales)
+    assert case.sample.evaluations_per_image(case.process.kind, case.model) == evaluations
+    assert products(traced.jaxpr.jaxpr) == cost.sample_flops(case.model, case.batch, evaluations)
+
+
+def test_the_paper_s_sampler_costs_422_evaluations():
+    case = cases.published("SiT-XL/2")
+    assert case.sample.evaluations_per_image(case.process.kind, case.model) == 422
+    assert round(cost.forward_macs(case.model) / 1e9, 2) == 118.62
