@@ -19,16 +19,17 @@ from absl import flags
 from ig_jax import cli
 from ig_jax.errors import UserError, check
 
-COMMANDS = ("train", "sample", "data", "compile", "memory", "kernels")
+WORDS = ("train", "sample", "data", "compile", "memory", "kernels")
 FLAGS = flags.FlagValues()
 _define = {"flag_values": FLAGS}
 MODEL = flags.DEFINE_list("model", [], "Networks by their names, such as SiT-S/2,SiT-XL/2.", **_define)
-CONFIG = flags.DEFINE_string("config", "", "Or a config file with its data, configs/NAME.py[:argument].", **_define)
+CONFIG_FILE = flags.DEFINE_string("config", "", "Or a config file, configs/NAME.py[:argument], with its data.",
+                                 **_define)
 LISTS = {  # axis: (how a value is read, help)
     "batch": (int, "Global batch, images."),
     "dtype": (str, "Of the matrix products: float32, bfloat16."),
     "scan": (None, "Blocks in one compiled loop: on, off."),
-    "remat": (str, "What the backward pass recomputes: none, dots, full."),
+    "remat": (str, "What the backward pass recomputes: none, dots, full, auto."),
     "attention": (str, "Which attention kernel: auto, xla, cudnn."),
     "depth": (int, "Blocks, instead of the network's own."),
     "width": (int, "Width, of the same head dimension, instead of the network's own."),
@@ -44,21 +45,24 @@ SOLVER = flags.DEFINE_string("solver", None, "Solver, instead of the recipe's ow
 IG_SCALE = flags.DEFINE_float("ig_scale", None, "Scale of internal guidance when sampling; 1 is off.", **_define)
 REPEATS = flags.DEFINE_integer("repeats", 5, "Turns that are measured.", **_define)
 WARMUP = flags.DEFINE_integer("warmup", 2, "Calls before them.", **_define)
-WAIT = flags.DEFINE_float("wait", 2.0, "Seconds to wait for an idle machine before a turn.", **_define)
+WAIT = flags.DEFINE_float("wait", 2.0, "Seconds to wait for an idle machine, at most.", **_define)
 RESULTS = flags.DEFINE_string("results", "runs/benchmarks.jsonl", "File to add the JSON lines to.", **_define)
 PEER = flags.DEFINE_enum("peer", None, ["diffusers"], "The same work in PyTorch too, in turns.", **_define)
 PEER_COMPILE = flags.DEFINE_bool("peer_compile", False, "The peer under torch.compile too.", **_define)
 PROFILE = flags.DEFINE_string("profile", "", "Directory for a trace of each case, for TensorBoard.", **_define)
 # Flags that not every command reads.
-READERS = {"peer": ("train", "sample"), "profile": ("train", "sample"), "remat": ("train", "memory", "compile", "data"),
-           **{name: ("sample",) for name in ("steps", "solver", "ig_scale", "cfg_scale")}}
+READERS = {
+    "peer": ("train", "sample"), "profile": ("train", "sample"), "remat": ("train", "memory", "compile", "data"),
+    **{name: ("sample",) for name in ("steps", "solver", "ig_scale", "cfg_scale")},
+}
 
 
 def main(command: str) -> None:
     axes = {name: [_read(name, text) for text in AXES[name].value] for name in LISTS}
-    check(bool(MODEL.value) != bool(CONFIG.value), "--model and --config", (",".join(MODEL.value), CONFIG.value),
+    config = CONFIG_FILE.value
+    check(bool(MODEL.value) != bool(config), "--model and --config", (",".join(MODEL.value), config),
           "one of the two", "try --model=SiT-S/2")
-    check(command != "data" or CONFIG.value, "--config", CONFIG.value, "given for data, which a model alone has not")
+    check(command != "data" or config, "--config", config, "given for data, which a name alone has not")
     check(len(MESH.value) in (0, 3), "--mesh", ",".join(MESH.value), "three numbers such as -1,1,1")
     check(REPEATS.value >= 1, "--repeats", REPEATS.value, "at least 1")
     check(WARMUP.value >= 1, "--warmup", WARMUP.value, "at least 1, which compiles")
@@ -71,7 +75,7 @@ def main(command: str) -> None:
     singles = {"mesh": tuple(_number("mesh", text, int) for text in MESH.value) or None, "steps": STEPS.value,
                "solver": SOLVER.value, "ig_scale": IG_SCALE.value}
     run.run(run.Request(
-        command, tuple(MODEL.value), CONFIG.value, axes | {name: [v] for name, v in singles.items() if v is not None},
+        command, tuple(MODEL.value), config, axes | {name: [v] for name, v in singles.items() if v is not None},
         run.Plan(REPEATS.value, WARMUP.value, WAIT.value, PROFILE.value),
         (False, True)[: bool(PEER.value) + PEER_COMPILE.value], Path(RESULTS.value).expanduser(),
     ))
@@ -94,4 +98,4 @@ def _number(name: str, text: str, kind: type):
 
 
 if __name__ == "__main__":
-    cli.run(main, FLAGS, __doc__, words=COMMANDS)
+    cli.run(main, FLAGS, __doc__, words=WORDS)

@@ -16,7 +16,8 @@ measure() { # name, flags of the benchmark
   shift
   [ -z "${TINY:-}" ] || set -- "$@" --batch=2 --depth=2 --width=576 --latent=8 --repeats=2 --warmup=1 --wait=0
   echo; echo "== $name: $*"
-  timeout -k 20 "${LIMIT:-600}" "$python" -m ig_jax.benchmark "$@" --dtype=bfloat16 --results="$results" || failed+=("$name")
+  timeout -k 20 "${LIMIT:-600}" "$python" -m ig_jax.benchmark "$@" --dtype=bfloat16 --results="$results" ||
+    failed+=("$name")
 }
 steps=${TINY:+4}
 few="--warmup=1 --repeats=2"
@@ -50,7 +51,8 @@ peer_train() {
 }
 peer_sample() {
   measure peer_sample sample --model=SiT-XL/2 --batch=64 --steps="${steps:-25}" --peer=diffusers --peer_compile $few
-  measure "the whole sampler" sample --model=SiT-XL/2 --batch=128 --steps="${steps:-250}" --cfg_scale=1.35,1 --warmup=1 --repeats=1
+  measure "whole sampler" sample --model=SiT-XL/2 --batch=128 --steps="${steps:-250}" --cfg_scale=1.35,1 \
+    --warmup=1 --repeats=1
 }
 
 parts=(kernels attention scan sample buffers train peer_train peer_sample)

@@ -24,7 +24,7 @@ def test_a_command_parses(module, arguments, monkeypatch):
         pytest.skip("this config opens the checkpoint it names; tests/training/test_retrofit.py runs it")
     monkeypatch.chdir(toy.ROOT)
     monkeypatch.setattr(sys, "argv", [module.__name__, *shlex.split(arguments, comments=True)])
-    cli.parse(module.FLAGS)
+    cli.parse(module.FLAGS, getattr(module, "WORDS", ()))
     if hasattr(module, "CONFIG"):
         cli.required(module.CONFIG)
 

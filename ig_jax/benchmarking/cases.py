@@ -12,7 +12,7 @@ from ig_jax.diffusion.process import ProcessConfig
 from ig_jax.errors import check
 from ig_jax.generation.recipe import Recipe
 from ig_jax.models import zoo
-from ig_jax.models.dit import DiTConfig
+from ig_jax.models.dit_config import DiTConfig
 from ig_jax.training.optimizer import AdamWConfig, EmaConfig, OptimizerConfig
 from ig_jax.training.step import LossConfig
 
@@ -46,10 +46,8 @@ class Case:
     @property
     def label(self) -> str:
         """A short name that is unique within one call of the command."""
-        model = self.model
-        options = [model.dtype, *(["scan"] if model.scan_blocks else []), *_unless("none", model.remat),
-                   *_unless("auto", model.attention)]
-        return " ".join([self.name, f"b{self.batch}", *options, *self.varied])
+        scan = ["scan"] if self.model.scan_blocks else []
+        return " ".join([self.name, f"b{self.batch}", self.model.dtype, *scan, *self.varied])
 
     @property
     def work(self) -> tuple:
@@ -60,10 +58,6 @@ class Case:
     def as_dict(self) -> dict:
         """The whole recipe as JSON types."""
         return dataclasses.asdict(dataclasses.replace(self, experiment=None))
-
-
-def _unless(usual: str, value: str) -> list[str]:
-    return [] if value == usual else [value]
 
 
 # Latent height and channels of a family's autoencoder at 256x256 pixels, and its sampler.
@@ -80,7 +74,7 @@ def published(name: str) -> Case:
     family = next(key for word, key in zoo.NAMES.items() if name.startswith(f"{word}-"))
     size, channels = LATENTS[family]
     model = DiTConfig(**settings, input_size=size, channels=channels, num_classes=1000, dtype="float32",
-                      scan_blocks=False, remat="none")
+                      scan_blocks=False, remat="auto")
     gaussian = family == "dit"
     return Case(
         name=name, model=model,
@@ -118,7 +112,8 @@ def of_config(path: str) -> Case:
     )
 
 
-SWEPT = ("depth", "width", "latent", "devices", "cfg_scale")  # named in a label where they vary
+NAMED = ("depth", "width", "latent", "devices", "cfg_scale")  # in a label where they vary
+ALWAYS_NAMED = ("remat", "attention")  # and these where they are given
 
 
 def changed(case: Case, axis: str, value) -> Case:
@@ -149,7 +144,8 @@ def expanded(base: Case, axes: dict[str, list]) -> list[Case]:
         case, varied = base, []
         for axis, value in zip(given, values):
             case = changed(case, axis, value)
-            varied += [f"{axis}={value}"] if axis in SWEPT and len(given[axis]) > 1 else []
+            named = axis in ALWAYS_NAMED or (axis in NAMED and len(given[axis]) > 1)
+            varied += [f"{axis}={value}"] if named else []
         cases.append(dataclasses.replace(case, varied=tuple(varied)))
     return cases
 

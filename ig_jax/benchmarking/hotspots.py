@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ig_jax.benchmarking import device
 from ig_jax.benchmarking.cases import Case
 from ig_jax.errors import UserError
-from ig_jax.models.dit import CHOICES
+from ig_jax.models.dit_config import CHOICES
 from ig_jax.models.kernels import attention, dense
 
 

@@ -1,5 +1,6 @@
 """The train step and the sampler of this project as a worker runs them: compiled, timed, taken apart."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -27,7 +28,7 @@ def mesh_of(case: Case):
     there = jax.devices()
     check(case.devices <= len(there), "--devices", case.devices, f"at most the {len(there)} of this machine")
     mesh = make_mesh(*case.mesh, devices=there[: case.devices or len(there)])
-    check_batch(case.batch, mesh, pieces=case.optimizer.accumulate, name="--batch")
+    check_batch(case.batch, mesh, pieces=max(case.optimizer.accumulate, 1), name="--batch")
     return mesh
 
 
@@ -64,11 +65,12 @@ class Train:
 
     def __init__(self, case: Case):
         self.case, self.mesh = case, mesh_of(case)
-        self.program = TrainProgram.of(case, self.mesh)
+        self.program = TrainProgram.of(case, self.mesh, case.batch)
         self.batch = synthetic_batch(case, self.mesh)
         self.executable, seconds = staged(self.program.step, self.program.layout, self.batch)
         self.state = born_sharded(lambda: self.program.new(nowhere_zero(case.model)), self.program.layout)
-        self.report = {**described(case, self.mesh), "seconds": seconds, "flops": train_flops(case)}
+        self.report = {**described(case, self.mesh), "seconds": seconds, "flops": train_flops(case),
+                       "fit": dataclasses.asdict(self.program.fit)}
 
     def run(self, calls: int) -> None:
         for _ in range(calls):

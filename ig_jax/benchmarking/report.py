@@ -44,6 +44,7 @@ def _described(command: str, variant: Variant) -> dict:
         "versions": versions() | variant.report.get("versions", {}), "commit": commit(),
         "hardware": variant.report.get("hardware"), "batch": case.batch, "case": case.as_dict(),
         "parameters": variant.report.get("parameters"), "mesh": variant.report.get("mesh"),
+        "fit": variant.report.get("fit"),
         "evaluations_per_image": variant.report.get("evaluations"), "flops_per_call": variant.report.get("flops"),
     }
 

@@ -31,7 +31,7 @@ class Start:
     def __init__(self, case: Case):
         self.case = case
         mesh = mesh_of(case)
-        self.program = TrainProgram.of(case, mesh)
+        self.program = TrainProgram.of(case, mesh, case.batch)
         state = born_sharded(self.program.new, self.program.layout, {})
         self.batch = synthetic_batch(case, mesh)
         if case.experiment is not None:

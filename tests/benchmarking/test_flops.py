@@ -35,7 +35,7 @@ def products(jaxpr) -> int:
 
 def traced_step(case: cases.Case):
     mesh = ours.mesh_of(case)
-    program = TrainProgram.of(case, mesh)
+    program = TrainProgram.of(case, mesh, case.batch)
     return program.step.trace(program.layout, ours.synthetic_batch(case, mesh))
 
 
@@ -43,8 +43,9 @@ def traced_step(case: cases.Case):
 def test_a_train_step_has_the_products_that_are_counted(changes):
     case = small(**changes)
     counted = products(traced_step(case).jaxpr.jaxpr)
-    # Counted as three forward passes; patches and times need no gradient, so the program has a little less.
-    assert 0.97 < counted / ours.train_flops(case) <= 1.0
+    # Counted as three forward passes. Patches and times need no gradient, and a kernel of attention may compute
+    # its scores again in the backward pass.
+    assert 0.98 < counted / ours.train_flops(case) < 1.02
 
 
 def test_the_compiler_counts_the_same_for_an_unrolled_step():

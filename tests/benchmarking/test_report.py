@@ -25,7 +25,8 @@ EXTRAS = {
 def variant(**changes) -> Variant:
     case = bench_fakes.case(batch=64)
     turns = [Turn(1.0, 3.0, 0.1), Turn(2.0, 4.0, 0.2), Turn(4.0, 5.0, None)]
-    return Variant(case.label, case, start=None, **{"report": dict(REPORT), "turns": turns, "extras": EXTRAS, **changes})
+    fields = {"report": dict(REPORT), "turns": turns, "extras": EXTRAS, **changes}
+    return Variant(case.label, case, start=None, **fields)
 
 
 def test_the_numbers_of_a_train_record():
@@ -62,7 +63,8 @@ def test_what_failed_has_a_line_and_no_numbers():
 
 def test_the_table_is_aligned_and_leaves_out_what_nothing_fills():
     plain = variant(extras={"memory": {"process": 2**31}})
-    lines = [*report.records("train", plain), *report.records("train", variant(extras={}, turns=[Turn(0.01, 0.01, 0.0)]))]
+    quick = variant(extras={}, turns=[Turn(0.01, 0.01, 0.0)])
+    lines = [*report.records("train", plain), *report.records("train", quick)]
     head, *rows = table.table("train", lines).splitlines()
     assert len({len(row) for row in (head, *rows)}) == 1
     assert "images/s" in head and "of peak" not in head and "opt ms" not in head
@@ -72,7 +74,7 @@ def test_the_table_is_aligned_and_leaves_out_what_nothing_fills():
 def test_every_command_has_a_table():
     from ig_jax import benchmark
 
-    assert set(benchmark.COMMANDS) == set(table.COLUMNS)
+    assert set(benchmark.WORDS) == set(table.COLUMNS)
 
 
 def test_ratios_are_said_with_both_clocks():

@@ -57,8 +57,8 @@ def test_short_calls_are_put_together():
 def test_a_worker_answers_from_another_process():
     worker = Worker(bench_fakes.Runner, "good", environment={"OMP_WAIT_POLICY": "passive"})
     try:
-        turn = worker.turn(5)
-        assert 0.01 <= turn.wall < 0.5 and turn.cpu < turn.wall  # a call, of five
+        turn = worker.turn(20)
+        assert 0.01 <= turn.wall < 0.1 and turn.cpu < turn.wall  # seconds a call, of 0.2 for all
         assert worker.report["threads"] == "passive" and worker.finish() == {"answer": 42}
     finally:
         worker.close()
