@@ -109,7 +109,8 @@ def _open(variant: Variant, plan: Plan, said) -> None:
             variant.report["first_call"] = turn.wall
         seconds = turn.wall
     variant.report["calls"] = max(1, min(MOST_CALLS, math.ceil(TURN_SECONDS / max(seconds, 1e-6))))
-    said(variant, "ready")
+    if first:
+        said(variant, "ready")
 
 
 @_guarded

@@ -31,7 +31,9 @@ def timed(run: Callable[[int], None], calls: int) -> Turn:
     run(calls)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     after = _busy()
-    foreign = None if busy is None or after is None else max(0.0, after - busy - cpu) / (wall * (os.cpu_count() or 1))
+    foreign = None
+    if busy is not None and after is not None:  # counted in ticks, so a short turn may seem to have more than all
+        foreign = min(max(0.0, after - busy - cpu) / (wall * (os.cpu_count() or 1)), 1.0)
     return Turn(wall / calls, cpu / calls, foreign)
 
 
