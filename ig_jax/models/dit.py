@@ -49,9 +49,9 @@ class Block(nnx.Module):
         else:
             (scale1, gate1, scale2, gate2), shift1, shift2 = self.modulation(cond), None, None
         x = constrain_batch(x)
-        h = layers.modulate(self.norm1(x), shift1, scale1).astype(self.dtype)
+        h = layers.modulated(self.norm1, x, shift1, scale1, self.dtype)
         x = x + gate1 * self.attn(h, rope)
-        h = layers.modulate(self.norm2(x), shift2, scale2).astype(self.dtype)
+        h = layers.modulated(self.norm2, x, shift2, scale2, self.dtype)
         return x + gate2 * self.mlp(h)
 
 
@@ -68,7 +68,7 @@ class Head(nnx.Module):
 
     def __call__(self, x: jax.Array, cond: jax.Array) -> jax.Array:
         shift, scale = self.modulation(cond)
-        h = layers.modulate(self.norm(x), shift, scale).astype(self.dtype)
+        h = layers.modulated(self.norm, x, shift, scale, self.dtype)
         return layers.unpatchify(self.linear(h).astype(jnp.float32), self.patch, self.side)
 
 

@@ -4,6 +4,7 @@ Dims: B batch, N tokens, D width, A heads, K head dim, P patch, H W C latent. Pa
 products run in the dtype of their input, norms, softmax, rotary embedding and modulation in float32.
 """
 
+import functools
 import math
 
 import jax
@@ -79,10 +80,28 @@ class RMSNorm(nnx.Module):
         return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.scale[...]
 
 
-def modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array) -> jax.Array:
-    """x [B, N, D] * (1 + scale [B, 1, D]) + shift, in float32."""
-    x = x * (1 + scale)
-    return x if shift is None else x + shift
+# For the derivative of the three functions below only their arguments are kept. What lies between is computed
+# again: writing it to memory and reading it back takes longer, and is most of what a block would keep.
+
+
+@functools.partial(jax.checkpoint, static_argnums=(0, 4))
+def modulated(norm, x: jax.Array, shift: jax.Array | None, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """norm(x [B, N, D]) * (1 + scale [B, 1, D]) + shift, computed in float32."""
+    x = norm(x) * (1 + scale)
+    return (x if shift is None else x + shift).astype(dtype)
+
+
+@jax.checkpoint
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU (tanh form), computed in float32: a CPU rounds after every bfloat16 operation, four times slower."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
+@jax.checkpoint
+def swiglu(x: jax.Array) -> jax.Array:
+    """silu(first half) * second half over the last axis, computed in float32."""
+    gate, value = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return (jax.nn.silu(gate) * value).astype(x.dtype)
 
 
 class Modulation(nnx.Module):
@@ -154,8 +173,7 @@ class GeluMlp(nnx.Module):
         self.fc2 = Linear(hidden, width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc2"])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # In float32: on a CPU every bfloat16 operation rounds, which makes this one four times slower.
-        return self.fc2(jax.nn.gelu(self.fc1(x).astype(jnp.float32), approximate=True).astype(x.dtype))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class SwiGluMlp(nnx.Module):
@@ -166,8 +184,7 @@ class SwiGluMlp(nnx.Module):
         self.fc2 = Linear(hidden, width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc2"])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, value = jnp.split(self.fc1(x).astype(jnp.float32), 2, axis=-1)
-        return self.fc2((jax.nn.silu(gate) * value).astype(x.dtype))
+        return self.fc2(swiglu(self.fc1(x)))
 
 
 class TimeEmbedding(nnx.Module):
