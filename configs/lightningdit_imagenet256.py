@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     config.optimizer = dict(
         name="muon", learning_rate=2e-4, schedule="constant", warmup_steps=0, b1=0.9, b2=0.95, eps=1e-8,
-        weight_decay=0.01, clip_norm=1.0, accumulate=0, train_only=(),
+        weight_decay=0.01, clip_norm=1.0, accumulate=-1, train_only=(),
         muon_momentum=0.95, muon_routing="release" if release else "hidden",
     )
     config.ema = dict(decays=(0.9999, 0.9995) if release else (0.9995, 0.9999), warmup=False)

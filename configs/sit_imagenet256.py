@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     config.optimizer = dict(
         name="adamw", learning_rate=1e-4, schedule="constant", warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8,
-        weight_decay=0.0, clip_norm=1.0, accumulate=0, train_only=(),
+        weight_decay=0.0, clip_norm=1.0, accumulate=-1, train_only=(),
     )
     config.ema = dict(decays=(0.9999,), warmup=False)
     config.data = dict(

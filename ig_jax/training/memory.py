@@ -1,6 +1,6 @@
 """How a step fits into a device: what the backward pass recomputes and in how many parts a batch is run.
 
-A config that says remat="auto" or accumulate=0 leaves that to the machine, so that one config runs on a slice
+A config that says remat="auto" or accumulate=-1 leaves that to the machine, so that one config runs on a slice
 with 16 GB a chip and on a GPU with 141. Only rounding depends on it.
 """
 
@@ -54,7 +54,7 @@ def fitted(model: DiTConfig, accumulate: int, layout, mesh: Mesh, batch: int) ->
 
 def _choices(model: DiTConfig, accumulate: int, local: int):
     """(choice, images of one part on a device), from what costs least time to what needs least memory."""
-    parts = [accumulate] if accumulate else [
+    parts = [accumulate] if accumulate > 0 else [
         n for n in range(1, local + 1) if local % n == 0 and (n == 1 or local // n >= SMALLEST_PART)
     ]
     open_remats = [("none", "dots"), ("full",)] if model.remat == "auto" else [(model.remat,)]

@@ -25,7 +25,7 @@ class OptimizerConfig:
     eps: float
     weight_decay: float  # decoupled: scaled by the learning rate alone
     clip_norm: float  # 0 for no clipping
-    accumulate: int  # micro-batches summed into one update; 0 for as few as a device has room for
+    accumulate: int  # micro-batches summed into one update; -1 for as few as a device has room for
     train_only: tuple[str, ...]  # parameters below these names, "inter_heads" or "blocks.3"; () for all
 
     def __post_init__(self):
@@ -37,7 +37,8 @@ class OptimizerConfig:
         check(self.eps > 0, "eps", self.eps, "greater than 0")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         check(self.clip_norm >= 0, "clip_norm", self.clip_norm, "at least 0 (0 turns clipping off)")
-        check(self.accumulate >= 0, "accumulate", self.accumulate, "at least 1 micro-batch, or 0 for what fits")
+        check(self.accumulate >= 1 or self.accumulate == -1, "accumulate", self.accumulate,
+              "at least 1 micro-batch, or -1 for as few as fit")
 
     def trains(self, name: str) -> bool:
         """Whether the parameter is updated; the others get no gradient and keep every bit."""

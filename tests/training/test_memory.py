@@ -26,7 +26,7 @@ def layout(mesh, model=XL):
     return state_layout(lambda: new({}), mesh)
 
 
-def fitted(monkeypatch, limit, batch, *, model=XL, accumulate=0, **axes):
+def fitted(monkeypatch, limit, batch, *, model=XL, accumulate=-1, **axes):
     monkeypatch.setattr(memory, "usable_memory", lambda device: limit)
     mesh = make_mesh(**axes)
     return memory.fitted(model, accumulate, layout(mesh), mesh, batch)
@@ -57,7 +57,7 @@ def test_what_the_config_says_is_taken(monkeypatch):
 
 def test_a_machine_of_unknown_memory_recomputes_nothing():
     mesh = make_mesh()
-    assert memory.fitted(XL, 0, layout(mesh), mesh, 256) == Fit("none", 1)
+    assert memory.fitted(XL, -1, layout(mesh), mesh, 256) == Fit("none", 1)
 
 
 @pytest.mark.parametrize("devices,shape", [(1, (1, 1)), (2, (1, 2)), (6, (1, 6)), (8, (1, 8))])
