@@ -159,6 +159,19 @@ def test_what_does_not_fit_says_which_settings_would_help(monkeypatch):
         assert setting in said
 
 
+def test_suggestions_are_compiled_until_two_fit(monkeypatch):
+    e = experiment("digits", **toy.SMALL)
+    target = open_target("cpu:8")
+    limits = iter([1, 2**40, 2**40])  # nothing fits, then everything
+    monkeypatch.setattr(report, "memory_limit", lambda target: next(limits))
+    first, *rows = suggest.tried(e, target).splitlines()
+    assert first.split() == ["setting", "fits", "GiB", "ms", "(estimate)"]
+    settings = [f"--config.model.remat=dots --config.optimizer.accumulate={parts}" for parts in (1, 2)]
+    # 16 images on 8 devices make two parts at most, so the third is the next policy.
+    settings += ["--config.model.remat=full --config.optimizer.accumulate=1"]
+    assert [row.split()[:3] for row in rows] == [s.split() + [fits] for s, fits in zip(settings, ("no", "yes", "yes"))]
+
+
 # Every config for the machines it is meant for. Blocks repeat: two of them show what all of them do.
 SHIPPED = {
     "digits": ("digits", "", {}),
