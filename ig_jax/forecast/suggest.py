@@ -57,7 +57,7 @@ def _state(experiment: "Experiment", mesh: Mesh) -> int:
 
 def tried(experiment: "Experiment", target: Target) -> str:
     """Compile one change after the other, from cheap to dear, up to the first two that fit: a table."""
-    rows, fitting = [f"{'setting':<48}{'fits':<6}{'GiB':>8}{'ms (estimate)':>16}"], 0
+    rows, fitting = [f"{'setting':<58}{'fits':<6}{'GiB':>8}{'ms (estimate)':>16}"], 0
     for remat, parts in itertools.product(REMATS[1:], PARTS):
         setting = f"--config.model.remat={remat} --config.optimizer.accumulate={parts}"
         candidate = changed(changed(experiment, "model", remat=remat), "optimizer", accumulate=parts)
@@ -67,7 +67,7 @@ def tried(experiment: "Experiment", target: Target) -> str:
         except UserError:  # the batch does not divide into so many parts
             continue
         time = f"{found.estimate.seconds * 1e3:,.1f}" if found.estimate else "-"
-        rows.append(f"{setting:<48}{'yes' if found.fits else 'no':<6}{found.used / GIB:8.2f}{time:>16}")
+        rows.append(f"{setting:<58}{'yes' if found.fits else 'no':<6}{found.used / GIB:8.2f}{time:>16}")
         fitting += found.fits
         if fitting == 2:
             break
