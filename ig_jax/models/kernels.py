@@ -123,24 +123,27 @@ def _attention_cpu_forward(q, k, v):
 
     q, k, v = (jnp.moveaxis(x, 2, 0) for x in (q, k, v))
     out, normaliser = _over_heads(one_head, q, k, v)
-    return jnp.moveaxis(out, 0, 2), (q, k, v, out, normaliser)
+    return jnp.moveaxis(out, 0, 2), (q, k, v, normaliser)
 
 
 def _attention_cpu_backward(saved, grad):
     """Of scores computed again, and transposed: only so does one of the products need a transposed operand."""
-    q, k, v, out, normaliser = saved
+    q, k, v, normaliser = saved
     dtype, scale = q.dtype, q.shape[-1] ** -0.5
     grad = jnp.moveaxis(grad, 2, 0).astype(dtype)
-    inner = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
-    def one_head(q, k, k_transposed, v, grad, normaliser, inner):
-        p = jnp.exp(_batched_dot(k, q, 2, 2) * scale - normaliser[:, None, :])
-        grad_scores = (p * (_batched_dot(v, grad, 2, 2) - inner[:, None, :]) * scale).astype(dtype)
+    def one_head(q, k, k_transposed, v, grad, normaliser):
+        p = jnp.exp(_batched_dot(k, q, 2, 2) * scale - normaliser[:, None, :])  # [B, keys, queries]
+        grad_p = _batched_dot(v, grad, 2, 2)
+        # Not from the output, as it could be: a bias of the keys has no gradient, so that of the scores has to
+        # sum to zero as nearly as it can, or Adam follows the rounding.
+        inner = jnp.sum(p * grad_p, axis=1, keepdims=True)
+        grad_scores = (p * (grad_p - inner) * scale).astype(dtype)
         grad_q = _batched_dot(k_transposed, grad_scores, 2, 1)
         grad_k, grad_v = _batched_dot(grad_scores, q, 2, 1), _batched_dot(p.astype(dtype), grad, 2, 1)
         return grad_q.astype(dtype), grad_k.astype(dtype), grad_v.astype(dtype)
 
-    grads = _over_heads(one_head, q, k, jnp.swapaxes(k, 2, 3), v, grad, normaliser, inner)
+    grads = _over_heads(one_head, q, k, jnp.swapaxes(k, 2, 3), v, grad, normaliser)
     return jnp.transpose(grads[0], (1, 3, 0, 2)), *(jnp.moveaxis(g, 0, 2) for g in grads[1:])
 
 
