@@ -48,7 +48,7 @@ class ProgramReport:
     limit: int
     memory: dict[str, int]  # where they are
     donated: int
-    flops: int  # of one run over all devices, by our count
+    flops: float  # of one run over all devices, by our count
     device_flops: float  # as compiled, what is computed twice included
     collectives: dict[str, dict[str, int]]  # bytes of one run by kind and mesh axes
     traffic: float  # bytes to and from device memory
@@ -186,7 +186,7 @@ def forecast_sampler(experiment: "Experiment", target: Target, mesh: Mesh, batch
     batch = padded(batch_size, mesh)
     compiled = programs.compile_for(target, lambda: programs.lower_sampler(experiment, mesh, batch))
     evaluations = experiment.sample.evaluations_per_image(experiment.process.kind, experiment.model) or 0
-    flops = int(2 * cost.forward_macs(experiment.model) * evaluations * batch)
+    flops = cost.sample_flops(experiment.model, batch, evaluations)
     shapes = programs.sharded(dit.shapes(experiment.model), mesh)
     return ProgramReport.of("sampler", compiled, experiment, target, mesh, images=batch, flops=flops,
                             known={"parameters": device_bytes(shapes)})

@@ -6,6 +6,7 @@ with 16 GB a chip and on a GPU with 141. Only rounding depends on it.
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import numpy as np
@@ -18,10 +19,11 @@ from ig_jax.parallel.mesh import batch_shards
 from ig_jax.parallel.sharding import platform_of
 
 # Bytes of one block's activations for each token and unit of width: what stays until the backward pass, and what one
-# block needs beside that while it runs. Read off SiT-XL/2 in bfloat16 with 4 and 8 blocks compiled for an H200
-# (2026-11-25: 68, 40 and 23 kept); a TPU keeps less.
-KEPT = {"none": 70, "dots": 42, "full": 23}
-WORKING = {"none": 75, "dots": 75, "full": 175}
+# block needs beside that while it runs. Read off SiT-XL/2 in bfloat16 with 4 and 8 blocks and 32 images a device,
+# compiled for 8 H200 (2026-11-25): 41, 24 and 12 kept; a TPU keeps less.
+KEPT = {"none": 45, "dots": 30, "full": 12}
+WORKING = {"none": 40, "dots": 40, "full": 85}
+WHOLE = 8  # bytes of a parameter while a step runs, however it is cut: a copy for the products, a gradient to be summed
 SCORES = 6  # bytes of one attention score in float32 and bfloat16, where XLA's kernel keeps them
 MARGIN = 0.9  # of the memory, since a compiler's plan is only guessed here
 SMALLEST_PART = 16  # images on a device at a time, below which products no longer fill a chip
@@ -45,7 +47,7 @@ def fitted(model: DiTConfig, accumulate: int, layout, mesh: Mesh, batch: int) ->
     if limit is None:
         return Fit("none" if model.remat == "auto" else model.remat, max(accumulate, 1))
     choices = list(_choices(model, accumulate, max(batch // batch_shards(mesh), 1)))
-    state = device_bytes(layout) + 2 * device_bytes(layout.params)  # the gradient, and what gathers or sums it
+    state = device_bytes(layout) + WHOLE * sum(math.prod(leaf.shape) for leaf in layout.params.values())
     for choice, images in choices:
         if state + activation_bytes(dataclasses.replace(model, remat=choice.remat), images, mesh) < MARGIN * limit:
             return choice

@@ -37,16 +37,15 @@ def test_a_roomy_device_keeps_everything_in_one_part(monkeypatch):
 
 
 def test_with_less_room_it_recomputes_what_is_cheap_then_takes_smaller_parts_then_recomputes_all(monkeypatch):
-    fits = [fitted(monkeypatch, limit * GB, 256) for limit in (50, 40, 36, 33, 30)]
-    assert fits[0] == Fit("none", 1) and Fit("dots", 1) in fits and Fit("none", 2) in fits or Fit("dots", 2) in fits
+    fits = [fitted(monkeypatch, limit * GB, 256) for limit in (50, 36, 24, 1)]
+    assert fits == [Fit("none", 1), Fit("dots", 1), Fit("dots", 2), Fit("full", 2)]  # the last needs least, and is over
     asked = [memory.activation_bytes(toy.replace(XL, remat=f.remat), 32 // f.accumulate, make_mesh()) for f in fits]
     assert asked == sorted(asked, reverse=True)
-    assert fitted(monkeypatch, 1 * GB, 256) == Fit("full", 2)  # nothing fits: what needs least, 16 images at a time
 
 
 def test_a_state_that_is_cut_leaves_room_for_activations(monkeypatch):
-    assert fitted(monkeypatch, 40 * GB, 256, data=1, fsdp=8) == Fit("none", 1)
-    assert fitted(monkeypatch, 40 * GB, 256, data=8) != Fit("none", 1)
+    assert fitted(monkeypatch, 36 * GB, 256, data=1, fsdp=8) == Fit("none", 1)
+    assert fitted(monkeypatch, 36 * GB, 256, data=8) != Fit("none", 1)
 
 
 def test_what_the_config_says_is_taken(monkeypatch):
