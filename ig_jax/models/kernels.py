@@ -167,7 +167,7 @@ _attention_cpu.defvjp(_attention_cpu_forward, _attention_cpu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def split_heads(qkv: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[B, N, 3 D] -> q, k, v, each [B, N, A, K]; their gradients are put together in one pass, not padded and added."""
+    """[B, N, 3 D] -> q, k, v, each [B, N, A, K]; their gradients are put together in one pass."""
     return tuple(jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 2, 0))
 
 
