@@ -3,6 +3,8 @@
   python -m ig_jax.train --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
 """
 
+import os
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -24,11 +26,20 @@ def main() -> None:
     experiment = bind(Experiment, cli.required(CONFIG))
     workdir = cli.required(WORKDIR)
     cli.quiet_libraries()
+    _keep_compilations(workdir)
     from ig_jax.training.loop import (
         train,  # late: brings TensorFlow, and bad input should fail at once
     )
 
     train(experiment, workdir)
+
+
+def _keep_compilations(workdir: str) -> None:
+    """Compile once for all starts of a run; whoever has set JAX_COMPILATION_CACHE_DIR keeps that."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(workdir), "compilations"))
 
 
 if __name__ == "__main__":
