@@ -15,33 +15,22 @@
 
 import ml_collections
 
-from ig_jax import config_files, pretrained
+from ig_jax import config_files
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`arg`: the checkpoint's path, then options, as above."""
-    checkpoint, _, options = arg.partition(",")
-    if not checkpoint:
-        raise ValueError("config argument must begin with a checkpoint, configs/retrofit.py:runs/plain")
-    part, form = config_files.choices(options, ("head", "everything"), ("full", "runlocal"))
-    stored = pretrained.stored_experiment(checkpoint)
-    if stored.model.inter_depth:
-        raise ValueError(f"checkpoint={checkpoint!r} must be of a network without an intermediate head; it "
-                         f"has one after block {stored.model.inter_depth[0]}, sample it as it is")
-    config = ml_collections.ConfigDict(stored.as_dict())
-    config.name = f"{stored.name}_retrofit"
-    config.init = dict(checkpoint=checkpoint, ema="")
+    config, (part, _) = config_files.from_checkpoint(arg, ("head", "everything"))
+    if config.model.inter_depth:
+        raise ValueError(f"checkpoint={config.init.checkpoint!r} must be of a network without an intermediate head; it "
+                         f"has one after block {config.model.inter_depth[0]}, sample it as it is")
+    config.name = f"{config.name}_retrofit"
     # A third of the way, at most 8: block 4 of B and 8 of L and XL, where the paper puts them.
-    config.model.inter_depth = (min(8, max(1, stored.model.depth // 3)),)
+    config.model.inter_depth = (min(8, max(1, config.model.depth // 3)),)
     config.loss.update(inter_weight=(0.5,), accelerate=False)
     config.optimizer = dict(
-        name="adamw", learning_rate=stored.optimizer.learning_rate, schedule="constant", warmup_steps=100,
-        b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0, accumulate=stored.optimizer.accumulate,
+        name="adamw", learning_rate=config.optimizer.learning_rate, schedule="constant", warmup_steps=100,
+        b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0, accumulate=config.optimizer.accumulate,
         train_only=("inter_heads",) if part == "head" else (),
-    )
-    runlocal = form == "runlocal"
-    config.run = dict(
-        steps=200 if runlocal else 50_000, log_every=50, checkpoint_every=100 if runlocal else 2_000,
-        keep_checkpoints=2, preview_every=0, preview_images=0,
     )
     return config

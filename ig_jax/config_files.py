@@ -17,6 +17,29 @@ def choices(argument: str, *groups: tuple[str, ...]) -> tuple[str, ...]:
     return chosen
 
 
+def from_checkpoint(
+    argument: str, *groups: tuple[str, ...]
+) -> tuple[ml_collections.ConfigDict, tuple[str, ...]]:
+    """(all settings of a checkpoint, started from its weights; the words) of an argument "runs/plain,words".
+
+    Raises: ValueError for an argument without a checkpoint or with other words, UserError for a bad checkpoint.
+    """
+    from ig_jax import pretrained  # late: brings JAX and Orbax, which other configs do without
+
+    checkpoint, _, words = argument.partition(",")
+    if not checkpoint:
+        raise ValueError("config argument must begin with a checkpoint, such as runs/plain")
+    chosen = choices(words, *groups, ("full", "runlocal"))
+    config = ml_collections.ConfigDict(pretrained.stored_experiment(checkpoint).as_dict())
+    config.init = dict(checkpoint=checkpoint, ema="")
+    runlocal = chosen[-1] == "runlocal"
+    config.run = dict(
+        steps=200 if runlocal else 50_000, log_every=50, checkpoint_every=100 if runlocal else 2_000,
+        keep_checkpoints=2, preview_every=0, preview_images=0,
+    )
+    return config, chosen
+
+
 def on_digits(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The same family, loss, optimizer and solver, a small network and the built-in digits."""
     config.name = f"{config.name}_runlocal"

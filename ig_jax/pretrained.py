@@ -159,12 +159,17 @@ def load(
     return model
 
 
+def _of_this_machine(experiment: Experiment) -> Experiment:
+    """Without the attention kernel that the machine of the training was asked for, which may not be here."""
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention="auto"))
+
+
 def _load(checkpoint: str | os.PathLike, ema: str, mesh: Mesh) -> Pretrained:
     directory, step = ckpt.find(checkpoint)
     chosen: dict[str, object] = {}
 
     def wanted(meta: dict) -> dict[str, object]:
-        experiment = chosen["experiment"] = bind(Experiment, meta["config"])
+        experiment = chosen["experiment"] = _of_this_machine(bind(Experiment, meta["config"]))
         name = chosen["ema"] = ema or experiment.ema.names[0]
         if name not in experiment.ema.names:
             raise UserError(f"ema={name!r} must be one of {', '.join(experiment.ema.names)}, the averages in "

@@ -128,6 +128,18 @@ def test_everything_trains_on_and_resumes_from_itself(plain, tmp_path):
     assert int(train(bind(Experiment, config), str(tmp_path / "run")).step) == 2
 
 
+def test_a_checkpoint_with_a_head_is_trained_on_from_every_weight(head_alone, tmp_path):
+    """configs/finetune.py keeps the settings of the checkpoint, its latent statistics among them."""
+    config = small(get_config("finetune", f"{head_alone[0]},runlocal"), steps=1)
+    config["optimizer"]["learning_rate"] = 1e-9  # so the weights after one step are those it began with
+    e, before = bind(Experiment, config), pretrained.load(head_alone[0])
+    assert (e.model, e.latents, e.loss) == tuple(getattr(before.experiment, name) for name in ("model", "latents", "loss"))
+    params = train(e, str(tmp_path)).params
+    assert params.keys() == before.params.keys()
+    for name, value in before.params.items():
+        np.testing.assert_allclose(params[name], value, atol=1e-7)
+
+
 def test_heads_keep_their_weights_by_depth():
     model = bind(Experiment, get_config("digits")).model
     old, new = (dataclasses.replace(model, inter_depth=depths) for depths in ((2, 4), (1, 4, 5)))
