@@ -165,3 +165,12 @@ def test_latents_go_through_the_autoencoder_that_was_given():
     expected = to_uint8(autoencoder.decode(e.latents.denormalise(latents)), "sit")
     assert model.image_shape == (16, 16, 3) and np.asarray(expected).std() > 5
     assert np.abs(model.to_images(latents).astype(int) - np.asarray(expected, int)).max() <= 1
+
+
+def test_a_checkpoint_of_a_gpu_opens_where_its_attention_kernel_is_not(tmp_path):
+    directory = tiny.write(tmp_path, tiny.experiment())
+    stored = directory / "checkpoints" / "0" / "meta" / "metadata"
+    stored.write_text(stored.read_text().replace('"attention": "auto"', '"attention": "cudnn"'))
+    assert pretrained.stored_experiment(directory).model.attention == "cudnn"
+    model = pretrained.load(directory)
+    assert model.sample(model.recipe, labels=[0, 1]).shape == (2, 8, 8, 1)
