@@ -19,9 +19,9 @@ from ig_jax.parallel.mesh import batch_shards
 from ig_jax.parallel.sharding import platform_of
 
 # Bytes of one block's activations for each token and unit of width: what stays until the backward pass, and what one
-# block needs beside that while it runs. Read off SiT-XL/2 in bfloat16 with 4 and 8 blocks and 32 images a device,
-# compiled for 8 H200 (2026-11-25): 41, 24 and 12 kept; a TPU keeps less.
-KEPT = {"none": 45, "dots": 30, "full": 12}
+# block needs beside that while it runs. Read off SiT-XL/2 in bfloat16, compiled (2026-11-25): with 4 and 8 blocks for
+# v5p, and for H200 the larger of that and of the whole network with 256 images on one. Attention scores apart.
+KEPT = {"tpu": {"none": 34, "dots": 40, "full": 4}, "cuda": {"none": 58, "dots": 38, "full": 20}}
 WORKING = {"none": 40, "dots": 40, "full": 85}
 WHOLE = 8  # bytes of a parameter while a step runs, however it is cut: a copy for the products, a gradient to be summed
 SCORES = 6  # bytes of one attention score in float32 and bfloat16, where XLA's kernel keeps them
@@ -67,10 +67,11 @@ def _choices(model: DiTConfig, accumulate: int, local: int):
 
 def activation_bytes(model: DiTConfig, images: int, mesh: Mesh) -> int:
     """About the bytes that a device needs beside the state for a step of `images` at a time."""
-    tokens = model.side**2
-    kept, working = tokens * model.width * KEPT[model.remat], tokens * model.width * WORKING[model.remat]
-    kernel = kernels.attention_kernel(model.attention, platform=platform_of(mesh.devices.flat[0]),
-                                      dtype=model.dtype, head_dim=model.width // model.num_heads)
+    tokens, platform = model.side**2, platform_of(mesh.devices.flat[0])
+    kept = tokens * model.width * KEPT.get(platform, KEPT["cuda"])[model.remat]
+    working = tokens * model.width * WORKING[model.remat]
+    kernel = kernels.attention_kernel(model.attention, platform=platform, dtype=model.dtype,
+                                      head_dim=model.width // model.num_heads)
     scores = 0 if kernel == "cudnn" else SCORES * model.num_heads * tokens**2
     kept, working = kept + (scores if model.remat == "none" else 0), working + scores
     return images * (model.depth * kept + working)
