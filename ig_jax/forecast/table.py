@@ -6,7 +6,7 @@ GIB = 2**30
 def markdown(results: list[dict]) -> str:
     """A table of what --results wrote; the last result of a run on a target is the one that counts."""
     latest = {(r["run"], r["target"], r["batch"]): r for r in results}
-    lines = ["| run | target | batch | mesh data x fsdp | remat | GiB a device | exchanged a step | estimate |",
+    lines = ["| run | target | batch | mesh data x fsdp | remat, parts | GiB a device | exchanged a step | estimate |",
              "|---|---|---|---|---|---|---|---|"]
     return "\n".join(lines + [_row(result) for result in latest.values()])
 
@@ -20,4 +20,4 @@ def _row(result: dict) -> str:
     rate = f"{train['images'] / seconds:,.0f} images/s" if seconds else "-"
     memory = f"{train['used'] / GIB:.1f} of {train['limit'] / GIB:.1f}" + ("" if train["fits"] else ", DOES NOT FIT")
     return (f"| {result['run']} | {result['devices']} x {result['target'].split(':')[1]} | {result['batch']} | "
-            f"{mesh['data']} x {mesh['fsdp']} | {result['remat']} | {memory} | {exchanged or 'nothing'} | {rate} |")
+            f"{mesh['data']} x {mesh['fsdp']} | {result['remat']}, {result['accumulate']} | {memory} | {exchanged or 'nothing'} | {rate} |")
