@@ -1,11 +1,13 @@
 """Measure samples of a checkpoint against real held-out images, over a sweep of guidance scales.
 
   python -m ig_jax.evaluate --checkpoint=runs/digits --out=runs/digits/evaluation
+  python -m ig_jax.evaluate --checkpoint=runs/converted --data=ig_digits --out=runs/converted/evaluation
 
 The number is FD-CNN: the Frechet distance on the features of a small CNN trained on the real train split (its
 checksum stands beside every number). It is not FID. Writes table.txt and table.json.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from ig_jax import cli, pretrained
+from ig_jax.data.dataset import DataConfig, open_split
 from ig_jax.errors import UserError, check
 from ig_jax.evaluation import features, scores, sweep
 from ig_jax.files import atomic_file
@@ -26,6 +29,10 @@ OUT = flags.DEFINE_string("out", None, "Directory to write to; the classifier is
 NUM = flags.DEFINE_integer("num", 2000, "Images for each recipe, class-balanced.", **_define)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", **_define)
 BATCH = flags.DEFINE_integer("batch_size", 500, "Images in one pass of the program, over all devices.", **_define)
+DATA = flags.DEFINE_string(
+    "data", "", "TFDS name of labelled real images of the same classes; those it was trained on where not given, which "
+    "of a converted checkpoint nobody knows.", **_define)
+AUTOENCODER = flags.DEFINE_string("autoencoder", "", "Decoder of a model of latents, as for sample.", **_define)
 EMA = flags.DEFINE_string("ema", "", "Which EMA, by its decay; the first where not given.", **_define)
 IG_SCALES = flags.DEFINE_list("ig_scales", ["1.5", "2", "2.5"], "w of internal guidance to try.", **_define)
 CFG_SCALES = flags.DEFINE_list("cfg_scales", ["1.1", "1.25", "1.5"], "s of classifier-free guidance to try.", **_define)
@@ -37,14 +44,16 @@ def main() -> None:
     check(BATCH.value >= 1, "--batch_size", BATCH.value, "at least 1 image")
     check(0 <= SEED.value < 2**31, "--seed", SEED.value, "in [0, 2^31)")
     ig_scales, cfg_scales = _scales(IG_SCALES), _scales(CFG_SCALES)
-    model = pretrained.load(CHECKPOINT.value, ema=EMA.value)
+    model = pretrained.load(CHECKPOINT.value, ema=EMA.value, autoencoder=AUTOENCODER.value or None)
+    data = model.experiment.data
+    data = dataclasses.replace(data, source="tfds", name=DATA.value, folder="", pad=0) if DATA.value else data
     out = Path(OUT.value).expanduser().absolute()
     what = {"checkpoint": model.digest, "step": model.step, "ema": model.ema, "num": NUM.value, "seed": SEED.value,
-            "ig_scales": ig_scales, "cfg_scales": cfg_scales}
+            "ig_scales": ig_scales, "cfg_scales": cfg_scales, "data": dataclasses.asdict(data)}
     if _already_there(out, what):
         print((out / "table.txt").read_text(), end="")
         return
-    ruler = make_ruler(model.experiment, out)
+    ruler = make_ruler(model, data, out)
     labels = labels_for(np.arange(NUM.value), "balanced", model.experiment.model.num_classes, SEED.value)
     recipes = 1 + len(ig_scales) + len(cfg_scales) + len(ig_scales) + len(cfg_scales) - 1
     print(f"sweep       {recipes} recipes x {NUM.value:,} images, {model.recipe.solver} {model.recipe.steps} steps")
@@ -59,19 +68,24 @@ def main() -> None:
             return np.concatenate(batches)
 
         rows = sweep.sweep(draw, labels, ruler, model.recipe, ig_scales, cfg_scales)
-    text = summary(rows, ruler)
+    floor = ruler.floor(NUM.value)
+    text = summary(rows, floor)
     with atomic_file(out / "table.txt") as file:
         file.write((text + "\n").encode())
     with atomic_file(out / "table.json") as file:
-        file.write((json.dumps({"what": what, "floor": ruler.floor, "rows": rows}, indent=2) + "\n").encode())
+        file.write((json.dumps({"what": what, "floor": floor, "rows": rows}, indent=2) + "\n").encode())
     print(text)
 
 
-def make_ruler(experiment, out: Path) -> sweep.Ruler:
-    """The classifier of this data set, trained once and kept in `out`, and the real statistics."""
-    train, test = (_arrays(experiment.open_split(split))
-                   for split in (experiment.data.split, experiment.data.test_split))
-    path = out / f"classifier_{experiment.name}.npz"
+def make_ruler(model: pretrained.Pretrained, data: DataConfig, out: Path) -> sweep.Ruler:
+    """The classifier of this data set, trained once and kept in `out`, and the real statistics.
+
+    Raises: UserError when the images are not there, or not of the shape or the classes of the model's.
+    """
+    experiment = model.experiment
+    train, test = (_arrays(open_split(data, split, model.image_shape, experiment.model.num_classes))
+                   for split in (data.split, data.test_split))
+    path = out / f"classifier_{data.name if DATA.value else experiment.name}.npz"
     if path.exists():
         classifier = features.load(path)
     else:
@@ -97,15 +111,15 @@ def _arrays(source) -> tuple[np.ndarray, np.ndarray]:
     return everything["image"], everything["label"]
 
 
-def summary(rows: list[dict], ruler: sweep.Ruler) -> str:
+def summary(rows: list[dict], floor: dict) -> str:
     """Every row, then the best of each kind beside the floor."""
     chosen = [sweep.best(rows, kind) for kind in ("none", "CFG", "IG", "IG+CFG")]
     plain, guided = chosen[0]["fd_cnn"], chosen[2]["fd_cnn"]
     return "\n".join([
-        scores.table([ruler.floor, *rows]),
+        scores.table([floor, *rows]),
         "",
         "best of each, w and s both chosen on this metric:",
-        scores.table([ruler.floor, *chosen]).split("\n\n")[0],
+        scores.table([floor, *chosen]).split("\n\n")[0],
         "",
         f"internal guidance brings FD-CNN from {plain:.2f} to {guided:.2f}, {guided / plain:.2f} of it, at no cost "
         "in network evaluations",
