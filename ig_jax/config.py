@@ -29,6 +29,7 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+    fsdp_up_to: int = 1  # where fsdp is 1: the largest divisor of the devices up to this
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ def on_digits(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         source="tfds", name="ig_digits", folder="", split="train", test_split="test", batch_size=128, pad=0,
         in_memory=True,
     )
-    config.mesh.update(data=-1, fsdp=1, tensor=1)
+    config.mesh.update(data=-1, fsdp=1, tensor=1, fsdp_up_to=1)
     config.run.update(steps=200, log_every=50, checkpoint_every=100, keep_checkpoints=2, preview_every=100,
                       preview_images=40)
     config.sample.update(steps=25)

@@ -116,6 +116,20 @@ def test_asked_to_stop_it_saves_and_says_that_it_can_resume(uninterrupted, tmp_p
     assert_equals_uninterrupted(tmp_path, uninterrupted)
 
 
+def test_a_second_start_compiles_nothing_and_trains_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # a toy compiles too quickly to be kept
+    first = toy.run(*command(tmp_path, "--config.run.steps=4"))
+    assert first.returncode == 0, first.stderr
+    kept = {path.name for path in (tmp_path / "compilations").iterdir()}
+    losses = metrics(tmp_path)
+    for name in ("checkpoints", "metrics.jsonl"):
+        (tmp_path / name).rename(tmp_path / f"first_{name}")
+    second = toy.run(*command(tmp_path, "--config.run.steps=4"))
+    assert second.returncode == 0, second.stderr
+    assert {path.name for path in (tmp_path / "compilations").iterdir() if path.name.endswith("-cache")} <= kept
+    assert metrics(tmp_path) == losses
+
+
 def test_a_second_launch_on_a_live_workdir_is_refused(tmp_path):
     process = launch(tmp_path, "--config.run.steps=100000", "--config.run.checkpoint_every=100000")
     wait_for_step(tmp_path, process, 1)

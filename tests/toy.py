@@ -85,7 +85,8 @@ def run(*command: str, devices: int = 1, **options) -> subprocess.CompletedProce
 
 def environment(devices: int = 1) -> dict[str, str]:
     """This process's, with another number of host devices."""
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_COMPILATION_CACHE": "true"}
 
 
 def replace(config, **changes):

@@ -38,7 +38,7 @@ class Case:
     seed: int
     sample: Recipe
     batch: int  # global, images
-    mesh: tuple[int, int, int]  # devices along data, fsdp, tensor; one may be -1
+    mesh: tuple[int, ...]  # of make_mesh: devices along data, fsdp, tensor; one may be -1; fsdp_up_to
     devices: int  # how many of them; 0 for all
     varied: tuple[str, ...] = ()  # what sets this case of a sweep apart, for its label
     experiment: Any = None  # the ig_jax.config.Experiment it comes from, whose data it can read
@@ -108,7 +108,7 @@ def of_config(path: str) -> Case:
     return Case(
         name=e.name, model=e.model, process=e.process, loss=e.loss, optimizer=e.optimizer, ema=e.ema,
         run=Length(e.run.steps), seed=e.seed, sample=e.sample, batch=e.data.batch_size,
-        mesh=(e.mesh.data, e.mesh.fsdp, e.mesh.tensor), devices=0, experiment=e,
+        mesh=dataclasses.astuple(e.mesh), devices=0, experiment=e,
     )
 
 

@@ -8,7 +8,8 @@ def markdown(results: list[dict]) -> str:
     latest = {(r["run"], r["target"], r["batch"]): r for r in results}
     lines = ["| run | target | batch | mesh data x fsdp | remat, parts | GiB a device | exchanged a step | estimate |",
              "|---|---|---|---|---|---|---|---|"]
-    return "\n".join(lines + [_row(result) for result in latest.values()])
+    rows = sorted(latest.values(), key=lambda r: (r["run"], r["batch"]))
+    return "\n".join(lines + [_row(result) for result in rows])
 
 
 def _row(result: dict) -> str:

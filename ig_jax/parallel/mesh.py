@@ -9,28 +9,28 @@ from jax.sharding import AxisType, Mesh
 from ig_jax.errors import UserError, check
 
 AXES = ("data", "fsdp", "tensor")
-# Devices that share one copy of the state where the config leaves it open. It divides every width and hidden size
-# of the published networks, and the state of the largest (XL, Muon, two averages) is then below 1 GB a device; more
-# devices would gather the same bytes over more hops.
-FSDP_GROUP = 16
 BATCH_AXES = ("data", "fsdp")  # a batch is split over both: FSDP is data parallelism with sharded weights
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, fsdp_up_to: int = 1, devices: Sequence | None = None
+) -> Mesh:
     """A mesh over all devices; one axis may be -1 and takes what the others leave.
 
-    With both data and fsdp -1, fsdp is the largest divisor of what tensor leaves up to FSDP_GROUP.
+    Where fsdp is 1, it becomes the largest divisor up to fsdp_up_to of the devices that data (unless it is -1) and
+    tensor leave: one config for any number of them.
     Raises: UserError when the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for name, size in sizes.items():
         check(size == -1 or size >= 1, f"mesh.{name}", size, "-1 or at least 1")
-    if data == fsdp == -1:
-        left = len(devices) // max(tensor, 1)
-        sizes["fsdp"] = max(n for n in range(1, FSDP_GROUP + 1) if left % n == 0) if left else 1
+    check(fsdp_up_to >= 1, "mesh.fsdp_up_to", fsdp_up_to, "at least 1")
+    if fsdp == 1:
+        left = max(len(devices) // (max(data, 1) * max(tensor, 1)), 1)
+        sizes["fsdp"] = max(n for n in range(1, fsdp_up_to + 1) if left % n == 0)
     open_axes = [name for name, size in sizes.items() if size == -1]
-    check(len(open_axes) <= 1, "mesh", sizes, "sizes with one -1 at most, or -1 for both data and fsdp")
+    check(len(open_axes) <= 1, "mesh", sizes, "sizes with at most one -1")
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if open_axes:
         sizes[open_axes[0]] = max(len(devices) // fixed, 1)

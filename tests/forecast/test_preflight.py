@@ -232,7 +232,7 @@ def test_on_a_tpu_gathers_do_not_grow_from_4_to_64_chips():
 
 @TPU
 def test_on_a_tpu_replicas_exchange_each_gradient_once_and_the_sampler_doubles_inside_its_interval():
-    changes = SHIPPED["sit"][2] | {"mesh.fsdp": 1, "sample.cfg_scale": 1.35, "sample.cfg_interval": (0.0, 0.7)}
+    changes = SHIPPED["sit"][2] | {"mesh.fsdp_up_to": 1, "sample.cfg_scale": 1.35, "sample.cfg_interval": (0.0, 0.7)}
     e, found = compiled_for("sit_imagenet256", "B", changes, "tpu:v5e:2x2", sample_batch=16)
     check_program(e, found, device_flops=0.05)
     assert e.sample.evaluations_per_image("linear", e.model) == 422  # 172 of 250 steps at or below 0.7

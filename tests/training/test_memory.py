@@ -59,18 +59,18 @@ def test_a_machine_of_unknown_memory_recomputes_nothing():
     assert memory.fitted(XL, -1, layout(mesh), mesh, 256) == Fit("none", 1)
 
 
-@pytest.mark.parametrize("devices,shape", [(1, (1, 1)), (2, (1, 2)), (6, (1, 6)), (8, (1, 8))])
-def test_open_groups_take_all_devices_up_to_sixteen(devices, shape):
-    mesh = make_mesh(data=-1, fsdp=-1, devices=jax.devices()[:devices])
+@pytest.mark.parametrize("devices,shape", [(1, (1, 1)), (2, (1, 2)), (6, (2, 3)), (8, (2, 4))])
+def test_groups_are_the_largest_that_divide_the_devices(devices, shape):
+    mesh = make_mesh(fsdp_up_to=5, devices=jax.devices()[:devices])
     assert (mesh.shape["data"], mesh.shape["fsdp"]) == shape
 
 
-def test_open_groups_leave_the_rest_to_data_and_tensor(monkeypatch):
-    monkeypatch.setattr("ig_jax.parallel.mesh.FSDP_GROUP", 3)
-    mesh = make_mesh(data=-1, fsdp=-1, tensor=2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+def test_groups_leave_what_is_asked_for_to_data_and_tensor():
+    assert dict(make_mesh(tensor=2, fsdp_up_to=3).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(make_mesh(data=4, fsdp_up_to=16).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert make_mesh(fsdp=2, fsdp_up_to=16).shape["fsdp"] == 2
 
 
 def test_a_tensor_size_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match="must multiply to the 8 devices"):
-        make_mesh(data=-1, fsdp=-1, tensor=3)
+        make_mesh(tensor=3, fsdp_up_to=16)
