@@ -6,8 +6,8 @@
              facebookresearch/DiT, without the head
   data       not there yet: config.data names the TFDS data set of latents that `encode` will write
   hardware   global batch 256. State in float32 (weights, gradient, two moments, one EMA): 2.6 GB for B,
-             9.2 GB for L, 13.6 GB for XL on each device, divided by config.mesh.fsdp; activations as for
-             SiT, see sit_imagenet256.py
+             9.2 GB for L, 13.6 GB for XL, cut over groups of up to 16 devices; memory as for SiT, see
+             sit_imagenet256.py
   time       not measured
   target     FID-50K, DDPM with 250 steps: with IG at 400K steps about 27 for B and 11 for L (arXiv
              2512.24176). Plain XL with CFG 1.5: 2.27 at 256 after 7M steps, 3.04 at 512 after 3M

@@ -7,9 +7,8 @@
              says 0.9995 and 680 epochs. Both EMAs are kept: --ema=0.9999 at sampling
   data       not there yet: config.data names the TFDS data set of latents that `encode` will write,
              normalised with the mean and deviation of each channel, which config.latents must then carry
-  hardware   global batch 256. State in float32 (weights, gradient, momentum, two EMAs): 13.6 GB for XL on
-             each device, divided by config.mesh.fsdp; activations as for SiT-XL/2 (256 tokens), see
-             sit_imagenet256.py
+  hardware   global batch 256. State in float32 (weights, gradient, momentum, two EMAs): 13.6 GB for XL, cut
+             over groups of up to 16 devices; memory as for SiT-XL/2 (256 tokens), see sit_imagenet256.py
   time       not measured
   target     FID-50K of XL, random labels (arXiv 2512.24176): 2.42 at 300K steps (60 epochs) with IG alone, at
              680 epochs 1.34 with IG 1.7 alone and 1.19 with the recipe below (IG and CFG). No IG result is

@@ -6,9 +6,9 @@
              block 4; it trains XL for 4.1M steps
   data       not there yet: config.data names the TFDS data set of latents that `encode` will write
   hardware   global batch 256. State in float32 (weights, gradient, two moments, one EMA): 2.6 GB for B,
-             9.2 GB for L, 13.6 GB for XL on each device, divided by config.mesh.fsdp. Activations of XL at
-             256 px in bfloat16: about 0.55 GB an image (compiled for TPU v5p, not run): 8 devices of 80 GB hold 32
-             images each; fewer devices take config.optimizer.accumulate or config.model.remat=dots
+             9.2 GB for L, 13.6 GB for XL, cut over groups of up to 16 devices (config.mesh.fsdp_up_to). A step keeps,
+             recomputes or splits what fits: XL with batch 256 and 1024 fits 16 v5e, one H200 and all above
+             (compiled, not run; the table is in README.md, and python -m ig_jax.preflight makes it for yours)
   time       not measured
   target     FID-50K, random labels, SDE with 250 steps, paper settings (arXiv 2512.24176):
              B at 400K steps 16.19 with the recipe below; L at 400K steps about 8.5;

@@ -95,18 +95,21 @@ class Program:
                 yield from self._runs(instruction.called[0], times)
 
     def trips(self, loop: Instruction) -> int:
-        """Iterations of a while loop: the compiler's note, or its counter's limit over its step, from 0."""
+        """Iterations of a while loop: the compiler's note, or its counter's limit over its step, from 0.
+
+        1 for a loop that ends when its data say so, as an adaptive solver's.
+        """
         known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
         if known:
             return int(known)
-        condition = self.computations[loop.attribute(_CONDITION)]
-        compare = next(i for i in condition.values() if i.opcode == "compare")
-        counter, limit = (condition[name] for name in compare.operands)
-        body = self.computations[loop.attribute(_BODY)]
-        position = int(counter.attribute(r"index=(\d+)"))
-        advanced = body[list(body.values())[-1].operands[position]]
-        step = next(body[name] for name in advanced.operands if body[name].opcode == "constant")
-        return -(-_constant(limit) // _constant(step))
+        condition, body = (self.computations[loop.attribute(part)] for part in (_CONDITION, _BODY))
+        ends = list(condition.values())[-1]
+        sides = [condition[name] for name in ends.operands]
+        if ends.opcode != "compare" or [side.opcode for side in sides] != ["get-tuple-element", "constant"]:
+            return 1
+        advanced = body[list(body.values())[-1].operands[int(sides[0].attribute(r"index=(\d+)"))]]
+        steps = [body[name] for name in advanced.operands if body[name].opcode == "constant"]
+        return -(-_constant(sides[1]) // _constant(steps[0])) if steps else 1
 
     def inner(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """Every instruction of the computations that one runs, whatever their depth."""

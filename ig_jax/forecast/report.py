@@ -58,7 +58,7 @@ class ProgramReport:
 
     @classmethod
     def of(cls, name: str, compiled: programs.Compiled, experiment: "Experiment", target: Target, mesh: Mesh, *,
-           images: int, flops: int, known: dict[str, int]) -> "ProgramReport":
+           images: int, flops: float, known: dict[str, int]) -> "ProgramReport":
         """The report of a compiled program; `known` are the bytes on a device that are known without it."""
         limit, program = memory_limit(target), compiled.program
         memory = dict(known)
@@ -86,11 +86,13 @@ class ProgramReport:
         lines += [f"  {name:<34}{shown(size):>12}" for name, size in self.memory.items()]
         if not self.device_flops:
             return lines
-        share = self.device_flops * devices / self.flops
+        counted = "the solver decides how many"  # evaluations, as it goes
+        if self.flops:
+            counted = (f"{self.flops / 1e12:,.4g} TFLOP by our count, compiled "
+                       f"{self.device_flops * devices / self.flops:.2f} times that")
         lines += [
             f"  donated                           {shown(self.donated):>12}",
-            f"  compute     {self.flops / 1e12:,.4g} TFLOP by our count, compiled {share:.2f} times that; "
-            f"attention {self.attention}",
+            f"  compute     {counted}; attention {self.attention}",
             "  exchange    " + ("; ".join(
                 f"{kind} {shown(size)} over {axes}" for kind, by in self.collectives.items()
                 for axes, size in by.items()) or "nothing"),

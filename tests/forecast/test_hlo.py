@@ -129,6 +129,15 @@ def test_a_tpus_convolutions_count_what_is_multiplied(line):
     assert sum(part.flops for part in work(hlo.parse(text), tokens=1)) == flops
 
 
+def test_a_loop_that_its_data_end_counts_once():
+    def grow(x):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 100, lambda x: x @ x + 1, x)
+
+    program = compiled(grow, jnp.ones((4, 4)))
+    loops = [i for _, i, _ in program.runs() if i.opcode == "while"]
+    assert [program.trips(loop) for loop in loops] == [1]
+
+
 def test_arrays_of_a_value_are_read_with_layouts_and_memory_spaces():
     arrays = hlo.arrays_of("(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, f32[]{:T(128)}, pred[7]{0}, token[])")
     assert [a.bytes for a in arrays] == [12, 4, 7, 0]

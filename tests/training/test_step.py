@@ -9,8 +9,9 @@ import pytest
 import toy
 
 from ig_jax.errors import UserError
+from ig_jax.models import dit
 from ig_jax.parallel.mesh import make_mesh
-from ig_jax.parallel.sharding import batch_sharding
+from ig_jax.parallel.sharding import batch_sharding, on_mesh, tree_shardings
 from ig_jax.training import step as step_lib
 from ig_jax.training.optimizer import make_optimizer
 from ig_jax.training.state import TrainState, born_sharded, partition, state_layout
@@ -71,6 +72,25 @@ def assert_same(result, expected):
 def test_eight_devices_equal_one(alone, axes, monkeypatch):
     monkeypatch.setattr("ig_jax.parallel.sharding.SMALLEST_FSDP_ARRAY", 64)  # or a toy would stay replicated
     assert_same(train(toy.experiment(), make_mesh(**axes)), alone)
+
+
+@pytest.mark.parametrize("axes", [{"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_sharded_forward_pass_equals_the_replicated_one(axes, monkeypatch):
+    monkeypatch.setattr("ig_jax.parallel.sharding.SMALLEST_FSDP_ARRAY", 64)
+    model, mesh, params = toy.MODEL, make_mesh(**axes), toy.params()
+    x, y = toy.batch()["image"], toy.batch()["label"]
+    arguments = x, jnp.linspace(0, 1, len(x)), y
+
+    def forward(params, *arguments):
+        with on_mesh(mesh):
+            return dit.apply(model, params, *arguments)
+
+    placed = jax.device_put(params, tree_shardings(params, mesh))
+    assert not placed["blocks.0.mlp.fc1.kernel"].sharding.is_fully_replicated
+    got = jax.jit(forward)(placed, *jax.device_put(arguments, batch_sharding(mesh)))
+    want = jax.jit(functools.partial(dit.apply, model))(params, *arguments)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_fsdp_cuts_parameters_averages_and_moments(monkeypatch):
@@ -147,7 +167,6 @@ def test_accelerated_target_moves_the_final_target_by_the_gap_of_its_source(sour
     arguments = (experiment.model, experiment.process, experiment.loss, params, ema)
     _, metrics = step_lib.batch_loss(*arguments, jnp.int32(0), x, eps, t, y)
 
-    from ig_jax.models import dit
     tt = t[:, None, None, None]
     out = dit.apply(experiment.model, params, (1 - tt) * x + tt * eps, t, y)
     weak = dit.apply(experiment.model, ema if source == "ema" else params, (1 - tt) * x + tt * eps, t, y)
