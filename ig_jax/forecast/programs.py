@@ -74,11 +74,12 @@ def compile_for(target: Target, lower) -> Compiled:
     try:
         compiled = lowered.compile(target.compiler_options)
     except jax.errors.JaxRuntimeError as error:
-        # A TPU's compiler plans memory itself, and refuses: "Used 20.51G of 15.75G hbm."
-        used = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", str(error))
-        if used is None:
+        # A TPU's compiler plans memory itself, and refuses with what it would use of what there is: of all, "Used
+        # 20.51G of 15.75G hbm", or of temporaries alone, "HLO temporaries (26.82G) exceeds available HBM (15.75G)".
+        sizes = re.findall(r"([\d.]+)([KMG])\b", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not sizes:
             raise
-        return Compiled(time.monotonic() - began, int(float(used[1]) * GIBI[used[2]]))
+        return Compiled(time.monotonic() - began, max(int(float(size) * GIBI[unit]) for size, unit in sizes))
     memory = compiled.memory_analysis()
     used = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)

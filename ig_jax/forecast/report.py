@@ -148,8 +148,10 @@ class Report:
             lines += self.sampler.lines(self.devices)
         if self.train.estimate:
             lines.append(f"estimates   {ASSUMPTIONS}; nothing was run")
+        elif self.train.device_flops:
+            lines.append("estimates   none for a CPU; python -m ig_jax.benchmark measures what is here")
         else:
-            lines.append("estimates   none; python -m ig_jax.benchmark measures what is here")
+            lines.append("estimates   none: the compiler refused what does not fit")
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:

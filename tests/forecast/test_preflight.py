@@ -239,6 +239,13 @@ def test_on_a_tpu_replicas_exchange_each_gradient_once_and_the_sampler_doubles_i
     assert found.sampler.device_flops * 4 == pytest.approx(found.sampler.flops, rel=0.03)
 
 
+@TPU
+def test_a_step_that_a_tpus_compiler_refuses_is_reported_not_raised():
+    _, found = compiled_for("digits", "", {"data.batch_size": 262_144}, "tpu:v5e:2x2")
+    assert not found.fits and found.train.used > found.train.limit > 15 * 2**30
+    assert "DOES NOT FIT" in found.page() and "parameters" in found.page()
+
+
 @GPU
 @pytest.mark.parametrize("arg,head", [("B", 64), ("XL", 72)])
 @pytest.mark.parametrize("target", ["gpu:h200:8", "gpu:h100:8", "gpu:a100:8"])
