@@ -34,8 +34,15 @@ def digest(array: jax.Array) -> jax.Array:
 def describe(tree) -> dict[str, list]:
     """{leaf: [shape, dtype, digest]} as JSON."""
     leaves = leaf_names(tree)
-    values = jax.device_get({name: digest(leaf) for name, leaf in leaves.items()})
+    values = jax.device_get({name: _alone_on_cpus(digest(leaf)) for name, leaf in leaves.items()})
     return {name: [list(x.shape), str(x.dtype), f"{int(values[name]):08x}"] for name, x in leaves.items()}
+
+
+def _alone_on_cpus(value: jax.Array) -> jax.Array:
+    """`value`, on a CPU once it is there: with hundreds of sums over several of its devices in flight their threads
+    can wait for each other, until the runtime aborts the process.
+    """
+    return jax.block_until_ready(value) if jax.default_backend() == "cpu" else value
 
 
 @contextlib.contextmanager
