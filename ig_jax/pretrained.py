@@ -22,7 +22,7 @@ from ig_jax.generation import decode, generate
 from ig_jax.generation.recipe import Recipe
 from ig_jax.models import dit
 from ig_jax.parallel.mesh import make_mesh
-from ig_jax.parallel.sharding import batch_sharding, tree_shardings
+from ig_jax.parallel.sharding import batch_sharding, with_shardings
 from ig_jax.training import checkpoints as ckpt
 
 
@@ -174,11 +174,7 @@ def _load(checkpoint: str | os.PathLike, ema: str, mesh: Mesh) -> Pretrained:
         if name not in experiment.ema.names:
             raise UserError(f"ema={name!r} must be one of {', '.join(experiment.ema.names)}, the averages in "
                             f"{str(directory)!r}")
-        shapes = dit.shapes(experiment.model)
-        shardings = tree_shardings(shapes, mesh)
-        return {f"ema_{name}": {
-            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[key]) for key, leaf in shapes.items()
-        }}
+        return {f"ema_{name}": with_shardings(dit.shapes(experiment.model), mesh)}
 
     with ckpt.Checkpoints(directory, read_only=True) as reader:
         found = reader.restore_newest(wanted, step)

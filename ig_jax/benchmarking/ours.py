@@ -28,7 +28,7 @@ def mesh_of(case: Case):
     there = jax.devices()
     check(case.devices <= len(there), "--devices", case.devices, f"at most the {len(there)} of this machine")
     mesh = make_mesh(*case.mesh, devices=there[: case.devices or len(there)])
-    check_batch(case.batch, mesh, pieces=max(case.optimizer.accumulate, 1), name="--batch")
+    check_batch(case.batch, mesh, pieces=case.optimizer.pieces, name="--batch")
     return mesh
 
 
@@ -154,8 +154,7 @@ def synthetic_batch(case: Case, mesh) -> dict[str, jax.Array]:
 
 def train_flops(case: Case) -> int:
     """Of one step, by our own count."""
-    ema_forward = case.loss.accelerate and case.loss.gap_source == "ema"
-    return cost.train_step_flops(case.model, case.batch, ema_forward=ema_forward)
+    return cost.train_step_flops(case.model, case.batch, ema_forward=case.loss.ema_forward)
 
 
 def described(case: Case, mesh) -> dict:

@@ -14,7 +14,7 @@ from ig_jax.forecast import hlo
 from ig_jax.forecast.targets import Target
 from ig_jax.generation import generate
 from ig_jax.models import dit
-from ig_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
+from ig_jax.parallel.sharding import batch_sharding, replicated, with_shardings
 from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
 from ig_jax.training.state import TrainState
@@ -31,9 +31,7 @@ class Compiled:
 
     seconds: float  # to trace, lower and compile
     used: int  # bytes on one device at once
-    arguments: int = 0
     temporaries: int = 0
-    code: int = 0
     donated: int = 0  # bytes of arguments that results take the place of
     program: hlo.Program | None = None  # None where it did not fit into the compiler's own limit
 
@@ -55,16 +53,10 @@ def lower_train_step(program: TrainProgram, experiment: "Experiment", mesh: Mesh
 def lower_sampler(experiment: "Experiment", mesh: Mesh, batch_size: int) -> jax.stages.Lowered:
     """The sampler of an experiment's recipe on a mesh, for a global batch."""
     program = generate.Program.of(experiment.sample, experiment.model, experiment.process)
-    params = sharded(dit.shapes(experiment.model), mesh)
+    params = with_shardings(dit.shapes(experiment.model), mesh)
     rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=batch_sharding(mesh))
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(mesh))
     return generate.make_sampler(mesh, program).lower(params, {}, seed, rows, rows, experiment.sample.scales)
-
-
-def sharded(shapes, mesh: Mesh):
-    """Shapes by parameter name with the shardings that the rules give them."""
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-                        shapes, tree_shardings(shapes, mesh))
 
 
 def compile_for(target: Target, lower) -> Compiled:
@@ -83,8 +75,8 @@ def compile_for(target: Target, lower) -> Compiled:
     memory = compiled.memory_analysis()
     used = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes)
-    return Compiled(time.monotonic() - began, used, memory.argument_size_in_bytes, memory.temp_size_in_bytes,
-                    memory.generated_code_size_in_bytes, memory.alias_size_in_bytes, hlo.parse(compiled.as_text()))
+    return Compiled(time.monotonic() - began, used, memory.temp_size_in_bytes, memory.alias_size_in_bytes,
+                    hlo.parse(compiled.as_text()))
 
 
 def state_bytes(layout: TrainState, trains: Callable[[str], bool]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from ig_jax.generation.generate import padded
 from ig_jax.models import cost, dit
 from ig_jax.parallel.chips import usable_memory
 from ig_jax.parallel.mesh import check_batch, make_mesh
+from ig_jax.parallel.sharding import with_shardings
 from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
 
@@ -129,6 +130,12 @@ class Report:
         return guess and guess.seconds * self.steps / 3600
 
     @property
+    def images_per_second(self) -> float | None:
+        """Estimated, of the train step."""
+        guess = self.train.estimate
+        return guess and self.train.images / guess.seconds
+
+    @property
     def fits(self) -> bool:
         """Whether everything that was compiled fits."""
         return self.train.fits and (self.sampler is None or self.sampler.fits)
@@ -156,7 +163,8 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Everything on the page as plain JSON types."""
-        return dataclasses.asdict(self) | {"fits": self.fits, "hours": self.hours, "assumptions": ASSUMPTIONS}
+        derived = {name: getattr(self, name) for name in ("fits", "hours", "images_per_second")}
+        return dataclasses.asdict(self) | derived | {"assumptions": ASSUMPTIONS}
 
 
 def forecast(experiment: "Experiment", target: Target, sample_batch: int) -> Report:
@@ -166,7 +174,7 @@ def forecast(experiment: "Experiment", target: Target, sample_batch: int) -> Rep
     """
     e = experiment
     mesh = make_mesh(**vars(e.mesh), devices=target.devices)
-    check_batch(e.data.batch_size, mesh, pieces=max(e.optimizer.accumulate, 1))
+    check_batch(e.data.batch_size, mesh, pieces=e.optimizer.pieces)
     program = TrainProgram.of(e, mesh, e.data.batch_size)
     sampler = forecast_sampler(e, target, mesh, sample_batch) if sample_batch else None
     return Report(
@@ -178,9 +186,8 @@ def forecast(experiment: "Experiment", target: Target, sample_batch: int) -> Rep
 def forecast_train(experiment: "Experiment", program: TrainProgram, target: Target, mesh: Mesh) -> ProgramReport:
     """Compile the train step and report it."""
     compiled = programs.compile_for(target, lambda: programs.lower_train_step(program, experiment, mesh))
-    loss, batch = experiment.loss, experiment.data.batch_size
-    flops = cost.train_step_flops(experiment.model, batch,
-                                  ema_forward=loss.accelerate and loss.gap_source == "ema")
+    batch = experiment.data.batch_size
+    flops = cost.train_step_flops(experiment.model, batch, ema_forward=experiment.loss.ema_forward)
     return ProgramReport.of("train step", compiled, experiment, target, mesh, images=batch, flops=flops,
                             known=programs.state_bytes(program.layout, experiment.optimizer.trains))
 
@@ -191,6 +198,6 @@ def forecast_sampler(experiment: "Experiment", target: Target, mesh: Mesh, batch
     compiled = programs.compile_for(target, lambda: programs.lower_sampler(experiment, mesh, batch))
     evaluations = experiment.sample.evaluations_per_image(experiment.process.kind, experiment.model) or 0
     flops = cost.sample_flops(experiment.model, batch, evaluations)
-    shapes = programs.sharded(dit.shapes(experiment.model), mesh)
+    shapes = with_shardings(dit.shapes(experiment.model), mesh)
     return ProgramReport.of("sampler", compiled, experiment, target, mesh, images=batch, flops=flops,
                             known={"parameters": device_bytes(shapes)})

@@ -16,9 +16,8 @@ def _row(result: dict) -> str:
     train, mesh = result["train"], result["mesh"]
     exchanged = ", ".join(f"{kind} {sum(axes.values()) / 1e9:.2f} GB" for kind, axes in train["collectives"].items()
                           if sum(axes.values()) > 1e7)
-    guess = train["estimate"]
-    seconds = guess and guess["products"] + guess["memory"] + guess["exchange"]
-    rate = f"{train['images'] / seconds:,.0f} images/s" if seconds else "-"
+    rate = f"{result['images_per_second']:,.0f} images/s" if result["images_per_second"] else "-"
     memory = f"{train['used'] / GIB:.1f} of {train['limit'] / GIB:.1f}" + ("" if train["fits"] else ", DOES NOT FIT")
     return (f"| {result['run']} | {result['devices']} x {result['target'].split(':')[1]} | {result['batch']} | "
-            f"{mesh['data']} x {mesh['fsdp']} | {result['remat']}, {result['accumulate']} | {memory} | {exchanged or 'nothing'} | {rate} |")
+            f"{mesh['data']} x {mesh['fsdp']} | {result['remat']}, {result['accumulate']} | {memory} | "
+            f"{exchanged or 'nothing'} | {rate} |")

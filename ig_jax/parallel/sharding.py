@@ -49,6 +49,12 @@ def tree_shardings(tree, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def with_shardings(shapes, mesh: Mesh):
+    """A tree of shapes and dtypes by parameter name, each as ShapeDtypeStruct with the sharding of the rules."""
+    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+                        shapes, tree_shardings(shapes, mesh))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

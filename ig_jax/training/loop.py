@@ -37,7 +37,7 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
     with wd.Lease(directory), wd.StopSignal() as stop:
         source = experiment.open_split(experiment.data.split)
         mesh = make_mesh(**vars(experiment.mesh))
-        check_batch(experiment.data.batch_size, mesh, pieces=max(experiment.optimizer.accumulate, 1))
+        check_batch(experiment.data.batch_size, mesh, pieces=experiment.optimizer.pieces)
         program = TrainProgram.of(experiment, mesh, experiment.data.batch_size)
         saver = ckpt.Checkpoints(directory / "checkpoints", keep=experiment.run.keep_checkpoints)
         with saver:
@@ -71,9 +71,7 @@ class Run:
         """Write config.json and say what is about to happen."""
         e = self.experiment
         (self.directory / "config.json").write_text(json.dumps(e.as_dict(), indent=2) + "\n")
-        flops = cost.train_step_flops(
-            e.model, e.data.batch_size, ema_forward=e.loss.accelerate and e.loss.gap_source == "ema"
-        )
+        flops = cost.train_step_flops(e.model, e.data.batch_size, ema_forward=e.loss.ema_forward)
         print(f"run         {e.name} in {self.directory}")
         print(f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}, "
               f"{jax.process_count()} process(es), mesh {dict(self.mesh.shape)}")

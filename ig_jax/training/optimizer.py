@@ -40,6 +40,11 @@ class OptimizerConfig:
         check(self.accumulate >= 1 or self.accumulate == -1, "accumulate", self.accumulate,
               "at least 1 micro-batch, or -1 for as few as fit")
 
+    @property
+    def pieces(self) -> int:
+        """Micro-batches that a batch must divide into, 1 where their number is left open."""
+        return max(self.accumulate, 1)
+
     def trains(self, name: str) -> bool:
         """Whether the parameter is updated; the others get no gradient and keep every bit."""
         return self._chosen(name) and name not in dit.FROZEN

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from ig_jax.diffusion.randomness import Purpose, address
 from ig_jax.models import dit
-from ig_jax.parallel.sharding import tree_shardings
+from ig_jax.parallel.sharding import with_shardings
 from ig_jax.training.optimizer import OptimizerConfig
 
 Params = dict[str, jax.Array]
@@ -47,12 +47,7 @@ def new_state(
 
 def state_layout(make_state, mesh: Mesh):
     """`make_state()`'s shapes and dtypes with a sharding on each leaf, nothing allocated."""
-    shapes = jax.eval_shape(make_state)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, mesh),
-    )
+    return with_shardings(jax.eval_shape(make_state), mesh)
 
 
 def born_sharded(make_state, layout, *arguments) -> TrainState:

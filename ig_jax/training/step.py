@@ -44,6 +44,11 @@ class LossConfig:
         check(self.start_step >= 0, "start_step", self.start_step, "at least 0 steps")
         check(self.direction_weight >= 0, "direction_weight", self.direction_weight, "at least 0 (0 is off)")
 
+    @property
+    def ema_forward(self) -> bool:
+        """Whether a step runs the network of the EMA too."""
+        return self.accelerate and self.gap_source == "ema"
+
     def check_model(self, model: dit.DiTConfig) -> None:
         """Raise UserError when the loss wants something of the model that it does not have."""
         check(len(self.inter_weight) == len(model.inter_depth), "loss.inter_weight", self.inter_weight,

@@ -214,13 +214,14 @@ def check_program(e: Experiment, found: report.Report, device_flops: float) -> N
         assert total(train, "all-reduce") == pytest.approx(4 * trained(e), rel=0.01)
 
 
-@TPU
+@pytest.mark.parametrize("target", [pytest.param("tpu:v5e:2x2", marks=TPU), pytest.param("gpu:h100:8", marks=GPU)])
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_configs_compile_for_a_tpu_and_fit(name):
+def test_shipped_configs_compile_and_fit(name, target):
     config, arg, changes = SHIPPED[name]
-    e, found = compiled_for(config, arg, changes, "tpu:v5e:2x2")
+    e, found = compiled_for(config, arg, changes, target)
     check_program(e, found, device_flops=0.25 if e.optimizer.name == "muon" else 0.05)
-    assert found.train.attention == "xla" and found.train.estimate.seconds > 0
+    fused = target.startswith("gpu") and e.model.dtype == "bfloat16"
+    assert found.train.attention.split()[0] == ("cudnn" if fused else "xla") and found.train.estimate.seconds > 0
 
 
 @TPU
@@ -256,27 +257,10 @@ def test_on_a_gpu_the_attention_is_cudnn_forward_and_backward(arg, head, target)
     check_program(e, found, device_flops=0.05)
 
 
-@GPU
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_configs_compile_for_a_gpu_and_fit(name):
-    config, arg, changes = SHIPPED[name]
-    e, found = compiled_for(config, arg, changes, "gpu:h100:8")
-    check_program(e, found, device_flops=0.25 if e.optimizer.name == "muon" else 0.05)
-
-
 @FULL
-@TPU
+@pytest.mark.parametrize("target", [pytest.param("tpu:v5e:16x16", marks=TPU), pytest.param("gpu:h200:8", marks=GPU)])
 @pytest.mark.parametrize("config", ["sit_imagenet256", "lightningdit_imagenet256", "dit_imagenet256"])
 @pytest.mark.parametrize("batch", [256, 1024])
-def test_full_size_fits_256_chips(config, batch):
-    e, found = compiled_for(config, "XL", {"data.batch_size": batch}, "tpu:v5e:16x16")
-    check_program(e, found, device_flops=0.5)
-
-
-@FULL
-@GPU
-@pytest.mark.parametrize("config", ["sit_imagenet256", "lightningdit_imagenet256", "dit_imagenet256"])
-@pytest.mark.parametrize("batch", [256, 1024])
-def test_full_size_fits_eight_gpus(config, batch):
-    e, found = compiled_for(config, "XL", {"data.batch_size": batch}, "gpu:h200:8")
+def test_full_size_fits_256_chips_and_eight_gpus(config, batch, target):
+    e, found = compiled_for(config, "XL", {"data.batch_size": batch}, target)
     check_program(e, found, device_flops=0.5)
