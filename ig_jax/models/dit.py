@@ -13,12 +13,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from ig_jax.models import layers
 from ig_jax.models.dit_config import DiTConfig
+from ig_jax.models.kernels import apart
 from ig_jax.models.stacking import stacked
-from ig_jax.parallel.sharding import constrain_batch, gather_weight, on_one_cpu
+from ig_jax.parallel.sharding import constrain_batch, gather_weight
 
 FROZEN = ("pos_embed",)  # parameters that no optimizer touches
 
@@ -125,30 +125,15 @@ class DiT(nnx.Module):
 
         run = _rematerialised(run, self.config.remat)
         if not self.config.scan_blocks:
-            run = _compiled_once(run)
+            # In one piece, the CPU compiler fuses the sum of all earlier blocks into every norm again: at 28
+            # blocks three times the compile time, and a tenth of the step.
+            run = apart(run)
             for _, state in parts:
                 tokens = run(tokens, state, cond)
             return tokens
         # Stacked here, inside the program, so that parameters and checkpoints look the same either way.
         weights = stacked([state for _, state in parts])
         return jax.lax.scan(lambda tokens, state: (run(tokens, state, cond), None), tokens, weights)[0]
-
-
-def _compiled_once(run):
-    """`run` as a function that XLA calls on a CPU, where it would otherwise copy it into its caller.
-
-    In one piece, the CPU compiler fuses the sum of all earlier blocks into every norm again: at 28 blocks
-    three times the compile time, and a tenth of the step. Several devices need the partitioner to see inside.
-    """
-    if not on_one_cpu():
-        return run
-    called = jax.jit(run)
-
-    def whole(*args):
-        with set_xla_metadata(inlineable="false"):
-            return called(*args)
-
-    return whole
 
 
 def _rematerialised(run, policy: str):

@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from ig_jax.models.kernels import attention, dense, split_heads
+from ig_jax.models.kernels import apart, attention, dense, split_heads
 from ig_jax.parallel.sharding import TENSOR_DIMENSION, constrain_batch, gather_weight
 
 LAYER_NORM_EPS = 1e-6  # SiT and DiT blocks; also the RMSNorm of LightningDiT
@@ -84,11 +84,17 @@ class RMSNorm(nnx.Module):
 # again: writing it to memory and reading it back takes longer, and is most of what a block would keep.
 
 
-@functools.partial(jax.checkpoint, static_argnums=(0, 4))
 def modulated(norm, x: jax.Array, shift: jax.Array | None, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """norm(x [B, N, D]) * (1 + scale [B, 1, D]) + shift, computed in float32."""
-    x = norm(x) * (1 + scale)
-    return (x if shift is None else x + shift).astype(dtype)
+    """norm(x [B, N, D]) * (1 + scale [B, 1, D]) + shift, computed in float32.
+
+    Apart: for 16 images and more the CPU compiler would draw it into the product that follows, 2.5 times slower.
+    """
+
+    def compute(x, shift, scale):
+        x = norm(x) * (1 + scale)
+        return (x if shift is None else x + shift).astype(dtype)
+
+    return apart(jax.checkpoint(compute))(x, shift, scale)
 
 
 @jax.checkpoint
