@@ -23,6 +23,10 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[int,
     return lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
+# [..., I, J] @ [..., J, L], float32 as `_dot`.
+_product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
 def apart(function):
     """`function` as one that XLA calls on a CPU, where it would otherwise copy it into its caller and fuse across.
 
@@ -131,7 +135,7 @@ def _attention_cpu_forward(q, k, v):
     """With nothing but the output as its result: only so does the CPU compiler keep the scores in its cache."""
     batch, (q, k, v) = q.shape[0], map(_heads_first, (q, k, v))
     weights, total = _softmax(q, k)
-    out = _rows_dot(weights.astype(q.dtype), v) / total
+    out = _product(weights.astype(q.dtype), v) / total
     return _heads_last(out.astype(q.dtype), batch), (q, k, v)
 
 
@@ -141,26 +145,29 @@ def _attention_cpu_backward(saved, grad):
     """
     q, k, v = saved
     batch, grad = grad.shape[0], _heads_first(grad.astype(q.dtype))
-    grad_q, *others = apart(_attention_gradients)(q, _transposed(q), k, v, grad, _transposed(grad))
-    return _heads_last(grad_q, batch), *(_heads_last(_transposed(g), batch) for g in others)
+    grad_q, *others = apart(_attention_gradients)(q, q.mT, k, v, grad, grad.mT)
+    return _heads_last(grad_q, batch), *(_heads_last(g.mT, batch) for g in others)
+
+
+_attention_cpu.defvjp(_attention_cpu_forward, _attention_cpu_backward)
 
 
 def _attention_gradients(q, q_transposed, k, v, grad, grad_transposed):
     """Of the queries [..., N, K], and of the keys and the values [..., K, N]."""
     weights, total = _softmax(q, k)
     p = (weights / total).astype(q.dtype)
-    p32, grad_p = p.astype(jnp.float32), _rows_dot(grad, _transposed(v))
+    p32, grad_p = p.astype(jnp.float32), _product(grad, v.mT)
     # Not from the output, as it could be: a bias of the keys has no gradient, so that of the scores has to
     # sum to zero as nearly as it can, or Adam follows the rounding.
     inner = jnp.sum(p32 * grad_p, axis=-1, keepdims=True)
     grad_scores = (p32 * (grad_p - inner) * q.shape[-1] ** -0.5).astype(q.dtype)
     pairs = (grad_scores, k), (q_transposed, grad_scores), (grad_transposed, p)
-    return [_rows_dot(a, b).astype(q.dtype) for a, b in pairs]
+    return [_product(a, b).astype(q.dtype) for a, b in pairs]
 
 
 def _softmax(q, k):
     """Numerator [..., N, N] and denominator [..., N, 1] of the attention weights, float32."""
-    scores = _rows_dot(q, _transposed(k)) * q.shape[-1] ** -0.5
+    scores = _product(q, k.mT) * q.shape[-1] ** -0.5
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     return weights, jnp.sum(weights, axis=-1, keepdims=True)
 
@@ -174,20 +181,6 @@ def _heads_first(x):
 def _heads_last(x, batch):
     """What `_heads_first` made of [B, N, A, K], back."""
     return jnp.swapaxes(x.reshape(batch, -1, *x.shape[-2:]), 1, 2)
-
-
-def _transposed(x):
-    return jnp.swapaxes(x, -1, -2)
-
-
-def _rows_dot(a, b):
-    """[..., I, J] @ [..., J, L] in float32."""
-    batch = tuple(range(a.ndim - 2))
-    contract = ((a.ndim - 1,), (a.ndim - 2,))
-    return lax.dot_general(a, b, (contract, (batch, batch)), preferred_element_type=jnp.float32)
-
-
-_attention_cpu.defvjp(_attention_cpu_forward, _attention_cpu_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

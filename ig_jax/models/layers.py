@@ -4,7 +4,6 @@ Dims: B batch, N tokens, D width, A heads, K head dim, P patch, H W C latent. Pa
 products run in the dtype of their input, norms, softmax, rotary embedding and modulation in float32.
 """
 
-import functools
 import math
 
 import jax
