@@ -1,5 +1,6 @@
 """What all commands share: flags, one-line errors, exit codes."""
 
+import gc
 import os
 import sys
 import traceback
@@ -23,6 +24,7 @@ def run(main: Callable[..., None], values: flags.FlagValues, doc: str, words: tu
     if any(arg in HELP for arg in sys.argv[1:]):
         print(f"{doc.strip()}\n{values.get_help()}")
         sys.exit(errors.FINISHED)
+    collect_less_often()
     try:
         main(*parse(values, words))
     except errors.UserError as error:
@@ -74,6 +76,11 @@ def _leave(message: str, code: int, values: flags.FlagValues) -> None:
     word = "stopped" if code == errors.RESUMABLE else "error"
     print(f"ig_jax: {word}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def collect_less_often() -> None:
+    """Let Python look for cycles after 10,000 new objects, not 700: tracing makes millions, and starts wait for it."""
+    gc.set_threshold(10_000, *gc.get_threshold()[1:])
 
 
 def quiet_libraries() -> None:

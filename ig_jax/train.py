@@ -28,7 +28,7 @@ def main() -> None:
     cli.quiet_libraries()
     _keep_compilations(workdir)
     from ig_jax.training.loop import (
-        train,  # late: brings TensorFlow, and bad input should fail at once
+        train,  # late: brings Orbax and grain, and bad input should fail at once
     )
 
     train(experiment, workdir)
@@ -40,6 +40,8 @@ def _keep_compilations(workdir: str) -> None:
 
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(workdir), "compilations"))
+        # The digests of a restored state alone are dozens of programs of less than JAX's least time, a second.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 if __name__ == "__main__":

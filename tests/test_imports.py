@@ -32,6 +32,17 @@ def test_commands_parse_their_flags_before_anything_heavy_is_imported():
     assert not {"tensorflow", "tensorflow_datasets", "orbax", "clu", "grain"} & {n.split(".")[0] for n in loaded}
 
 
+def test_no_step_waits_for_tensorflow(tmp_path):
+    python(f"""
+import pathlib, sys
+from ig_jax.training.loop import TensorBoard
+with TensorBoard(pathlib.Path({str(tmp_path)!r})) as board:
+    assert "tensorflow" not in sys.modules
+    board.scalars(1, {{"loss/total": 2.0}})
+""")
+    assert any(b"loss/total" in path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+
+
 def test_the_core_runs_where_only_jax_flax_optax_and_einops_exist():
     """Everything else is made impossible to import; flax itself brings orbax, which is therefore allowed there."""
     only_with("flax.nnx, optax, einops", blocked=[name for name in HEAVY if name not in ("orbax", "absl", "tqdm")],

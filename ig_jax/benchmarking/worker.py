@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 
 from ig_jax.benchmarking.timing import Turn, timed, wait_until_quiet
+from ig_jax.cli import collect_less_often
 from ig_jax.errors import UserError
 
 MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "out of memory", "OutOfMemory", "bad_alloc", "MemoryError")
@@ -108,6 +109,7 @@ def _environment(changes: dict[str, str]):
 
 def _serve(pipe, make, arguments) -> None:
     """The life of a worker."""
+    collect_less_often()
     try:
         runner = make(*arguments)
         pipe.send(("ok", runner.report))

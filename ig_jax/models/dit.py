@@ -145,9 +145,10 @@ def _rematerialised(run, policy: str):
 
 @functools.lru_cache
 def _abstract(config: DiTConfig):
-    """The module's structure without its arrays, and a name for each parameter."""
+    """The module's structure without its arrays, and each parameter by name: its path and its shape."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
-    return graphdef, {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
+    flat = sorted((".".join(map(str, path)), path, param.get_value()) for path, param in nnx.to_flat_state(state))
+    return graphdef, {name: path for name, path, _ in flat}, {name: shape for name, _, shape in flat}
 
 
 def init(config: DiTConfig, key: jax.Array) -> dict[str, jax.Array]:
@@ -158,7 +159,7 @@ def init(config: DiTConfig, key: jax.Array) -> dict[str, jax.Array]:
 
 def shapes(config: DiTConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Name, shape and dtype of every parameter, nothing allocated."""
-    return jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+    return dict(_abstract(config)[2])
 
 
 def apply(
@@ -172,6 +173,6 @@ def apply(
     `until_head` (an index into inter_depth) stops after that head: `final` is then None and the blocks
     above it cost nothing.
     """
-    graphdef, names = _abstract(config)
-    state = nnx.from_flat_state({path: nnx.Param(params[name]) for name, path in names.items()})
+    graphdef, paths, _ = _abstract(config)
+    state = nnx.from_flat_state({path: nnx.Param(params[name]) for name, path in paths.items()})
     return nnx.merge(graphdef, state)(x, t, y, until_head)

@@ -1,5 +1,6 @@
 """The training run: restore or begin, step, log, preview, save; `train` reads from top to bottom."""
 
+import functools
 import importlib.metadata
 import json
 import math
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from clu import asynclib
 
 from ig_jax.config import Experiment
 from ig_jax.data import pipeline
@@ -164,22 +166,30 @@ def parameter_table(model) -> str:
 
 
 class TensorBoard:
-    """Scalars and previews through clu, in the background; imported late because it brings TensorFlow."""
+    """Scalars and previews through clu, in the background; an error comes out of the next call."""
 
     def __init__(self, directory: Path):
-        from clu import metric_writers
-
-        self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory / "tensorboard")))
+        self._directory = directory / "tensorboard"
+        self._pool = asynclib.Pool("tensorboard", max_workers=1)
 
     def __enter__(self) -> "TensorBoard":
         return self
 
     def __exit__(self, *exception) -> None:
-        self._writer.close()
+        self._pool.close()
+        if "_writer" in vars(self):
+            self._writer.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._writer.write_scalars(step, values)
+        self._pool(lambda: self._writer.write_scalars(step, values))()
 
     def image(self, step: int, picture: np.ndarray) -> None:
         """One picture uint8 [h, w, 3]."""
-        self._writer.write_images(step, {"preview": picture[None]})
+        self._pool(lambda: self._writer.write_images(step, {"preview": picture[None]}))()
+
+    @functools.cached_property
+    def _writer(self):
+        """Made by the first write, in the background: clu brings TensorFlow, two seconds that no step waits for."""
+        from clu import metric_writers
+
+        return metric_writers.SummaryWriter(str(self._directory))
