@@ -88,6 +88,8 @@ def integrate(
     """(latents at the end, evaluations [B] int32 of each piece of an adaptive solver) from latents x [B, H,
     W, C].
     """
+    params = dit.cast_kernels(program.model, params)
+    weak_params = dit.cast_kernels(program.weak, weak_params) if program.weak else {}
     if not hasattr(program.solver, "rows"):
         return _integrate_adaptive(program, params, weak_params, labels, scales, x)
     x = samplers.integrate(

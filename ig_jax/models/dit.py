@@ -176,3 +176,12 @@ def apply(
     graphdef, paths, _ = _abstract(config)
     state = nnx.from_flat_state({path: nnx.Param(params[name]) for name, path in paths.items()})
     return nnx.merge(graphdef, state)(x, t, y, until_head)
+
+
+def cast_kernels(config: DiTConfig, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The same network with each kernel cast to the dtype of its products, for many calls of `apply` in one program.
+
+    `apply` casts a float32 kernel at every call. Biases, tables and the timestep embedding stay float32.
+    """
+    cast = lambda name: name.endswith(".kernel") and not name.startswith("time_embed.")  # noqa: E731
+    return {name: value.astype(config.dtype) if cast(name) else value for name, value in params.items()}
