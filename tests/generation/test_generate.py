@@ -45,6 +45,26 @@ def test_images_are_the_same_bytes_on_any_mesh_and_in_any_batch(solver, devices,
     np.testing.assert_array_equal(images_of(solver, devices, batch_size), reference)
 
 
+def test_no_evaluation_casts_a_kernel_again():
+    model = dataclasses.replace(E.model, dtype="bfloat16")
+    sampler = generate.make_sampler(make_mesh(devices=jax.devices()[:1]), generate.Program.of(RECIPE, model, E.process))
+    # 3 images, so that no activation has the shape of a kernel.
+    args = {}, np.uint32(0), np.arange(3, dtype=np.int32), LABELS[:3], RECIPE.scales
+    looped = set(casts(sampler.trace(PARAMS, *args).jaxpr.jaxpr))
+    kernels = {value.shape for name, value in PARAMS.items() if name.endswith(".kernel")}
+    assert looped and not looped & kernels
+
+
+def casts(jaxpr, looped=False):
+    """Shapes of what a program casts to bfloat16 inside its loops."""
+    for equation in jaxpr.eqns:
+        if looped and equation.params.get("new_dtype") == jnp.bfloat16:
+            yield equation.invars[0].aval.shape
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
+                yield from casts(getattr(inner, "jaxpr", inner), looped or equation.primitive.name in ("scan", "while"))
+
+
 def test_an_image_is_its_index_whatever_is_drawn_beside_it():
     model = model_on(1)
     chosen = np.array([17, 3])

@@ -133,6 +133,16 @@ def test_bfloat16_products_stay_close_to_float32(sit, sit_inputs):
         assert 1e-5 < error < 0.01  # 8 bits of mantissa over 4 blocks; exactly equal would mean no bfloat16
 
 
+def test_kernels_cast_beforehand_change_no_bit(sit, sit_inputs):
+    config, params, _ = sit
+    config = dataclasses.replace(config, dtype="bfloat16")
+    cast = dit.cast_kernels(config, params)
+    left = {name for name, value in cast.items() if value.ndim > 1 and value.dtype == jnp.float32}
+    assert left == {"time_embed.fc1.kernel", "time_embed.fc2.kernel", "label_embed.table", "pos_embed"}
+    run = jax.jit(functools.partial(dit.apply, config))
+    jax.tree.map(np.testing.assert_array_equal, run(cast, *sit_inputs), run(params, *sit_inputs))
+
+
 @pytest.mark.parametrize("size,share,macs", [("B", 0.00915, 23.01e9), ("L", 0.00462, 80.70e9), ("XL", 0.00396, 118.62e9)])
 def test_cost_of_the_published_sizes(size, share, macs):
     config = dit.DiTConfig(**zoo.settings("sit", size), input_size=32, channels=4, patch_size=2, num_classes=1000, **RUNTIME)
