@@ -60,6 +60,9 @@ class Program:
         """field(x [B, H, W, C], t, region) for labels [B], as the solver takes it: the guided velocity, or the
         guided noise and the variance of DiT's chain.
         """
+        params = dit.cast_kernels(self.model, params)  # here, outside the solver's loop
+        if self.weak:
+            weak_params = dit.cast_kernels(self.weak, weak_params)
         guided = guided_velocity(
             self.network(self.model, params), labels, self.model.num_classes, self.guidance, scales,
             prefix=self.network(self.model, params, until_head=self.guidance.deepest_head),
@@ -88,8 +91,6 @@ def integrate(
     """(latents at the end, evaluations [B] int32 of each piece of an adaptive solver) from latents x [B, H,
     W, C].
     """
-    params = dit.cast_kernels(program.model, params)
-    weak_params = dit.cast_kernels(program.weak, weak_params) if program.weak else {}
     if not hasattr(program.solver, "rows"):
         return _integrate_adaptive(program, params, weak_params, labels, scales, x)
     x = samplers.integrate(

@@ -183,5 +183,5 @@ def cast_kernels(config: DiTConfig, params: dict[str, jax.Array]) -> dict[str, j
 
     `apply` casts a float32 kernel at every call. Biases, tables and the timestep embedding stay float32.
     """
-    cast = lambda name: name.endswith(".kernel") and not name.startswith("time_embed.")  # noqa: E731
-    return {name: value.astype(config.dtype) if cast(name) else value for name, value in params.items()}
+    names = [name for name in params if name.endswith(".kernel") and not name.startswith("time_embed.")]
+    return params | {name: params[name].astype(config.dtype) for name in names}

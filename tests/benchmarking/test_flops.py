@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from traced import inside
 
 from ig_jax.benchmarking import cases, ours
 from ig_jax.generation import generate
@@ -28,8 +29,7 @@ def products(jaxpr) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
-        inner = [getattr(p, "jaxpr", p) for p in equation.params.values() if hasattr(getattr(p, "jaxpr", p), "eqns")]
-        total += equation.params.get("length", 1) * sum(map(products, inner))
+        total += equation.params.get("length", 1) * sum(map(products, inside(equation)))
     return total
 
 

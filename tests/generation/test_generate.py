@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_checkpoint as tiny
 from flax import nnx
+from traced import inside
 
 from ig_jax import pretrained
 from ig_jax.generation import decode, generate, labels
@@ -60,9 +61,8 @@ def casts(jaxpr, looped=False):
     for equation in jaxpr.eqns:
         if looped and equation.params.get("new_dtype") == jnp.bfloat16:
             yield equation.invars[0].aval.shape
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
-            if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
-                yield from casts(getattr(inner, "jaxpr", inner), looped or equation.primitive.name in ("scan", "while"))
+        for program in inside(equation):
+            yield from casts(program, looped or equation.primitive.name in ("scan", "while"))
 
 
 def test_an_image_is_its_index_whatever_is_drawn_beside_it():
