@@ -72,7 +72,7 @@ class Program:
 
     def network(self, model: dit.DiTConfig, params: Params, until_head: int | None = None) -> Network:
         """A network with its weights, of velocities (or a chain's noises) at sigma-times."""
-        raw = functools.partial(dit.apply, model, params, until_head=until_head)
+        raw = functools.partial(dit.forward, model, params, until_head=until_head)
         if self.process.kind == "gaussian":
             return gaussian_samplers.in_sigma_time(raw)
         return lambda x, t, y: self.process.to_velocity(raw(x, t, y), x, t)

@@ -106,12 +106,16 @@ def unrolled(monkeypatch):
     monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
 
 
-def program_flops(recipe, batch=4):
+def compiled_sampler(recipe, batch):
     weak = WEAK if recipe.guidance.use_auto else None
     sampler = generate.make_sampler(make_mesh(devices=jax.devices()[:1]), generate.Program.of(recipe, WIDE, E.process, weak))
     index, key = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
     weak_shapes = dit.shapes(weak) if weak else {}
-    return flops(sampler.lower(dit.shapes(WIDE), weak_shapes, key, index, index, recipe.scales).compile())
+    return sampler.lower(dit.shapes(WIDE), weak_shapes, key, index, index, recipe.scales).compile()
+
+
+def program_flops(recipe, batch=4):
+    return flops(compiled_sampler(recipe, batch))
 
 
 @functools.cache
@@ -142,6 +146,12 @@ def test_internal_guidance_costs_less_than_one_percent(unrolled):
     guided = dataclasses.replace(FREE, ig_scale=2.0)
     never = dataclasses.replace(FREE, ig_scale=2.0, ig_interval=(0.0, 0.01))  # no grid point is inside
     assert 1 < program_flops(guided) / program_flops(never) < 1.01
+
+
+def test_what_a_sampler_holds_hardly_grows_with_its_batch(monkeypatch):
+    monkeypatch.setattr(dit, "CPU_CACHE", 2**18)
+    few, many = (compiled_sampler(FREE, batch).memory_analysis().temp_size_in_bytes for batch in (8, 64))
+    assert many < 1.5 * few
 
 
 def test_prefix_guidance_costs_one_and_the_depth_of_the_head():

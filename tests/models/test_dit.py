@@ -143,6 +143,21 @@ def test_kernels_cast_beforehand_change_no_bit(sit, sit_inputs):
     jax.tree.map(np.testing.assert_array_equal, run(cast, *sit_inputs), run(params, *sit_inputs))
 
 
+@pytest.mark.parametrize("images,groups", [(4, []), (12, [3]), (10, [5]), (13, [])])  # groups of 4, 2; of 1 is too few
+@pytest.mark.parametrize("until_head", [None, 0])
+def test_few_images_at_a_time_are_the_same_network(sit, monkeypatch, images, groups, until_head):
+    config, params, _ = sit
+    monkeypatch.setattr(dit, "CPU_CACHE", 4 * 4 * config.side**2 * config.mlp_hidden)  # four images of float32
+    x = jax.random.normal(jax.random.key(0), (images, config.input_size, config.input_size, config.channels))
+    args = x, jnp.linspace(0.0, 1.0, images), jnp.arange(images) % (config.num_classes + 1)
+    forward, apply = (functools.partial(f, config, params, until_head=until_head) for f in (dit.forward, dit.apply))
+    loops = [e.params["length"] for e in jax.make_jaxpr(forward)(*args).eqns if e.primitive.name == "scan"]
+    assert loops == groups
+    got, want = jax.jit(forward)(*args), jax.jit(apply)(*args)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)  # as far as products move
+    assert got.intermediate[0].shape == x.shape
+
+
 @pytest.mark.parametrize("size,share,macs", [("B", 0.00915, 23.01e9), ("L", 0.00462, 80.70e9), ("XL", 0.00396, 118.62e9)])
 def test_cost_of_the_published_sizes(size, share, macs):
     config = dit.DiTConfig(**zoo.settings("sit", size), input_size=32, channels=4, patch_size=2, num_classes=1000, **RUNTIME)

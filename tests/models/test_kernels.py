@@ -122,10 +122,10 @@ def test_a_network_for_cuda_lowers_to_the_calls_of_cudnn(cudnn):
 
 
 def value_and_gradients(function, *args):
-    """function(*args) and its gradients along a fixed direction, all in float32."""
+    """function(*args), the same under a derivative, and its gradients along a fixed direction, all in float32."""
     out, pull = jax.vjp(function, *args)
     direction = jax.random.normal(jax.random.key(9), out.shape).astype(out.dtype)
-    return [x.astype(jnp.float32) for x in (out, *pull(direction))]
+    return [x.astype(jnp.float32) for x in (function(*args), out, *pull(direction))]
 
 
 def relative(got, want):
