@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -13,7 +14,10 @@ import pytest
 import toy
 
 from ig_jax import pretrained
-from ig_jax.errors import BAD_INPUT, RESUMABLE
+from ig_jax.errors import BAD_INPUT, RESUMABLE, UserError
+from ig_jax.training.checkpoints import Checkpoints
+from ig_jax.training.loop import train
+from ig_jax.training.program import TrainProgram
 
 STEPS = 20
 FLAGS = toy.flags(**{"run.steps": STEPS, "run.checkpoint_every": 4})
@@ -114,6 +118,37 @@ def test_asked_to_stop_it_saves_and_says_that_it_can_resume(uninterrupted, tmp_p
     done = toy.run(*command(tmp_path))
     assert f"steps       {stopped_at} -> {STEPS}" in done.stdout
     assert_equals_uninterrupted(tmp_path, uninterrupted)
+
+
+def two_steps(workdir, **changed):
+    return train(toy.experiment(**{"run.steps": 2, **changed}), str(workdir))
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """An event: the step of a run has begun to be compiled."""
+    begun, lower = threading.Event(), TrainProgram.lower
+    monkeypatch.setattr(TrainProgram, "lower", lambda *arguments: begun.set() or lower(*arguments))
+    return begun
+
+
+def test_a_resumed_run_compiles_its_step_while_the_state_is_read(tmp_path, monkeypatch, lowered):
+    two_steps(tmp_path)
+    lowered.clear()
+    in_time, restore = [], Checkpoints._restore
+    monkeypatch.setattr(Checkpoints, "_restore", lambda *a: in_time.append(lowered.wait(toy.HANGS / 10)) or restore(*a))
+    assert int(two_steps(tmp_path, **{"run.steps": 3}).step) == 3
+    assert in_time == [True]
+
+
+def test_a_run_that_cannot_go_on_compiles_no_step(tmp_path, lowered):
+    two_steps(tmp_path)
+    lowered.clear()
+    two_steps(tmp_path)  # nothing is left to do
+    for changed, words in ({"model.width": 64}, "but the config wants"), ({"seed": 1}, "seed"):
+        with pytest.raises(UserError, match=words):
+            two_steps(tmp_path, **changed)
+    assert not lowered.is_set()
 
 
 def test_a_second_start_compiles_nothing_and_trains_the_same(tmp_path):

@@ -16,7 +16,6 @@ from ig_jax.generation import generate
 from ig_jax.models import dit
 from ig_jax.parallel.sharding import batch_sharding, replicated, with_shardings
 from ig_jax.training.memory import device_bytes
-from ig_jax.training.program import TrainProgram
 from ig_jax.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -34,20 +33,6 @@ class Compiled:
     temporaries: int = 0
     donated: int = 0  # bytes of arguments that results take the place of
     program: hlo.Program | None = None  # None where it did not fit into the compiler's own limit
-
-
-def batch_layout(experiment: "Experiment", mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A train batch as the pipeline gives it: images uint8 of a model of pixels, latents float32 otherwise."""
-    model, rows = experiment.model, batch_sharding(mesh)
-    shape = (experiment.data.batch_size, model.input_size, model.input_size, model.channels)
-    dtype = jnp.uint8 if experiment.latents.name == "pixels" else jnp.float32
-    return {"image": jax.ShapeDtypeStruct(shape, dtype, sharding=rows),
-            "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)}
-
-
-def lower_train_step(program: TrainProgram, experiment: "Experiment", mesh: Mesh) -> jax.stages.Lowered:
-    """The train step of an experiment on a mesh."""
-    return program.step.lower(program.layout, batch_layout(experiment, mesh))
 
 
 def lower_sampler(experiment: "Experiment", mesh: Mesh, batch_size: int) -> jax.stages.Lowered:

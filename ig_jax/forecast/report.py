@@ -185,7 +185,7 @@ def forecast(experiment: "Experiment", target: Target, sample_batch: int) -> Rep
 
 def forecast_train(experiment: "Experiment", program: TrainProgram, target: Target, mesh: Mesh) -> ProgramReport:
     """Compile the train step and report it."""
-    compiled = programs.compile_for(target, lambda: programs.lower_train_step(program, experiment, mesh))
+    compiled = programs.compile_for(target, lambda: program.lower(experiment, mesh))
     batch = experiment.data.batch_size
     flops = cost.train_step_flops(experiment.model, batch, ema_forward=experiment.loss.ema_forward)
     return ProgramReport.of("train step", compiled, experiment, target, mesh, images=batch, flops=flops,

@@ -97,15 +97,14 @@ class DiT(nnx.Module):
         cond = self.time_embed(1 - t if reversed_clock else t) + self.label_embed(y)
         tokens = self.patch_embed(layers.patchify(x, c.patch_size).astype(c.dtype))
         tokens = tokens.astype(jnp.float32) + gather_weight(jax.lax.stop_gradient(self.pos_embed[...]))
-        rope = layers.rope_table(c.side, c.width // c.num_heads) if c.rope else None
-        intermediate, done = [], 0
+        run, intermediate, done = self._block(), [], 0
         for depth, head in zip(c.inter_depth, self.inter_heads):
-            tokens = self._run(self.blocks[done:depth], tokens, cond, rope)
+            tokens = self._run(run, self.blocks[done:depth], tokens, cond)
             intermediate.append(self._read(head, tokens, cond))
             done = depth
             if len(intermediate) - 1 == until_head:
                 return DiTOutput(None, tuple(intermediate))
-        tokens = self._run(self.blocks[done:], tokens, cond, rope)
+        tokens = self._run(run, self.blocks[done:], tokens, cond)
         return DiTOutput(self._read(self.final_head, tokens, cond), tuple(intermediate))
 
     def _read(self, head: Head, tokens: jax.Array, cond: jax.Array) -> jax.Array:
@@ -114,27 +113,31 @@ class DiT(nnx.Module):
             out = out[..., : self.config.channels]
         return -out if self.config.clock == "noise_at_0" else out
 
-    def _run(self, blocks, tokens: jax.Array, cond: jax.Array, rope) -> jax.Array:
-        """The given blocks one after the other: unrolled, or as one scan over their stacked parameters."""
-        if not blocks:
-            return tokens
-        parts = [nnx.split(block) for block in blocks]
-        graphdef = parts[0][0]
+    def _block(self):
+        """(tokens, a block's parameters, cond) -> tokens; one function for all blocks, so that it is traced once."""
+        c = self.config
+        rope = layers.rope_table(c.side, c.width // c.num_heads) if c.rope else None
+        graphdef = nnx.graphdef(self.blocks[0])
 
         def run(tokens, state, cond):
             return nnx.merge(graphdef, state)(tokens, cond, rope)
 
-        run = _rematerialised(run, self.config.remat)
+        run = _rematerialised(run, c.remat)
+        # In one piece, the CPU compiler fuses the sum of all earlier blocks into every norm again: at 28
+        # blocks three times the compile time, and a tenth of the step.
+        return run if c.scan_blocks else apart(run)
+
+    def _run(self, run, blocks, tokens: jax.Array, cond: jax.Array) -> jax.Array:
+        """The given blocks one after the other: unrolled, or as one scan over their stacked parameters."""
+        states = [nnx.state(block) for block in blocks]
         if not self.config.scan_blocks:
-            # In one piece, the CPU compiler fuses the sum of all earlier blocks into every norm again: at 28
-            # blocks three times the compile time, and a tenth of the step.
-            run = apart(run)
-            for _, state in parts:
+            for state in states:
                 tokens = run(tokens, state, cond)
             return tokens
+        if not states:
+            return tokens
         # Stacked here, inside the program, so that parameters and checkpoints look the same either way.
-        weights = stacked([state for _, state in parts])
-        return jax.lax.scan(lambda tokens, state: (run(tokens, state, cond), None), tokens, weights)[0]
+        return jax.lax.scan(lambda tokens, state: (run(tokens, state, cond), None), tokens, stacked(states))[0]
 
 
 def _rematerialised(run, policy: str):

@@ -117,13 +117,15 @@ class Checkpoints:
         )
 
     def restore_newest(
-        self, wanted: Callable[[dict], dict[str, object]], step: int | None = None, *, as_readers: bool = False
+        self, wanted: Callable[[dict], dict[str, object]], step: int | None = None, *, as_readers: bool = False,
+        before_reading: Callable[[dict], None] = lambda meta: None,
     ) -> tuple[dict[str, object], dict] | None:
         """(items, meta) of `step`, or of the newest whole step; None where nothing was ever saved.
 
         `wanted(meta)` gives the shapes, dtypes and shardings of the items to read; others are not read.
         as_readers: in place of each array of an item {name: array}, a function that reads it from the disk;
         all were read and checked, but they are never in memory together.
+        before_reading(meta) is called for each step tried, once its shapes and dtypes are known to be those wanted.
         Raises: UserError when steps exist but all are damaged, or when shapes or dtypes differ.
         """
         damage: list[str] = []
@@ -131,7 +133,10 @@ class Checkpoints:
             try:
                 with abandoned_reads_unheard():
                     meta = self._meta(candidate)
-                    items = (self._readers if as_readers else self._restore)(candidate, wanted(meta), meta)
+                    layout = wanted(meta)
+                    _check_layout(layout, meta)
+                    before_reading(meta)
+                    items = (self._readers if as_readers else self._restore)(candidate, layout, meta)
             except Damaged as error:
                 damage.append(str(error))
                 continue
@@ -155,7 +160,6 @@ class Checkpoints:
         return meta
 
     def _restore(self, step: int, layout: dict[str, object], meta: dict) -> dict[str, object]:
-        _check_layout(layout, meta)
         if not layout:
             return {}  # Orbax takes an empty request for everything
         try:
@@ -169,7 +173,6 @@ class Checkpoints:
 
     def _readers(self, step: int, layout: dict[str, dict], meta: dict) -> dict[str, dict[str, Callable]]:
         """Functions that read and check one array each; every one has been called once."""
-        _check_layout(layout, meta)
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
         def read(item: str, name: str) -> jax.Array:
@@ -195,9 +198,11 @@ def _items(state: TrainState) -> dict[str, object]:
     return {"params": state.params, "optimizer": state.opt_state, **averages}
 
 
-def restore_state(checkpoints: Checkpoints, layout: TrainState) -> tuple[TrainState, dict] | None:
-    """The newest whole state in the given layout and its meta, or None for a fresh run."""
-    found = checkpoints.restore_newest(lambda meta: _items(layout))
+def restore_state(
+    checkpoints: Checkpoints, layout: TrainState, before_reading: Callable[[dict], None] = lambda meta: None
+) -> tuple[TrainState, dict] | None:
+    """The newest whole state in the given layout and its meta, or None for a fresh run; see `restore_newest`."""
+    found = checkpoints.restore_newest(lambda meta: _items(layout), before_reading=before_reading)
     if found is None:
         return None
     items, meta = found

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -42,14 +43,18 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
         check_batch(experiment.data.batch_size, mesh, pieces=experiment.optimizer.pieces)
         program = TrainProgram.of(experiment, mesh, experiment.data.batch_size)
         saver = ckpt.Checkpoints(directory / "checkpoints", keep=experiment.run.keep_checkpoints)
-        with saver:
+        with saver, ThreadPoolExecutor(max_workers=1) as background:
+            compiled = functools.cache(lambda: background.submit(lambda: program.lower(experiment, mesh).compile()))
             fingerprint = pipeline.fingerprint(source, experiment.seed, experiment.data.batch_size)
-            restored = ckpt.restore_state(saver, program.layout)
-            if restored is None:
-                state = born_sharded(program.new, program.layout, starting_weights(experiment, mesh))
-            else:
-                state, meta = restored
+
+            def before_reading(meta):
                 pipeline.check_fingerprint(meta["data"], fingerprint)
+                if meta["step"] < experiment.run.steps:
+                    compiled()  # while the state is read: for a large network on a pod either takes a minute
+
+            restored = ckpt.restore_state(saver, program.layout, before_reading)
+            state = restored[0] if restored else born_sharded(
+                program.new, program.layout, starting_weights(experiment, mesh))
             run = Run(experiment, directory, mesh, source, saver, stop, {
                 "config": experiment.as_dict(), "data": fingerprint, "labels": list(source.class_names),
                 "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -59,7 +64,7 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
             if int(state.step) >= experiment.run.steps:
                 print(f"nothing to do: {directory} already holds step {int(state.step)}")
                 return state
-            return run.steps(program.step, state)
+            return run.steps(compiled().result(), state)
 
 
 class Run:

@@ -5,8 +5,11 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ig_jax.parallel.sharding import batch_sharding
 from ig_jax.training import memory
 from ig_jax.training.optimizer import make_optimizer
 from ig_jax.training.state import TrainState, new_state, state_layout
@@ -43,3 +46,12 @@ class TrainProgram:
             transformation=transformation, ema=e.ema, total_steps=e.run.steps, seed=e.seed,
         )
         return cls(fit, layout, new, step)
+
+    def lower(self, experiment: "Experiment", mesh: Mesh) -> jax.stages.Lowered:
+        """The step for batches as the pipeline gives them: images uint8 of a model of pixels, latents float32 otherwise."""
+        model, rows = experiment.model, batch_sharding(mesh)
+        shape = (experiment.data.batch_size, model.input_size, model.input_size, model.channels)
+        dtype = jnp.uint8 if experiment.latents.name == "pixels" else jnp.float32
+        batch = {"image": jax.ShapeDtypeStruct(shape, dtype, sharding=rows),
+                 "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)}
+        return self.step.lower(self.layout, batch)
