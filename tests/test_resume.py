@@ -147,7 +147,7 @@ def test_a_run_that_cannot_go_on_compiles_no_step(tmp_path, lowered):
     two_steps(tmp_path)  # nothing is left to do
     for changed, words in ({"model.width": 64}, "but the config wants"), ({"seed": 1}, "seed"):
         with pytest.raises(UserError, match=words):
-            two_steps(tmp_path, **changed)
+            two_steps(tmp_path, **{"run.steps": 3, **changed})
     assert not lowered.is_set()
 
 
