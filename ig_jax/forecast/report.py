@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ig_jax.forecast import programs
@@ -185,7 +186,8 @@ def forecast(experiment: "Experiment", target: Target, sample_batch: int) -> Rep
 
 def forecast_train(experiment: "Experiment", program: TrainProgram, target: Target, mesh: Mesh) -> ProgramReport:
     """Compile the train step and report it."""
-    compiled = programs.compile_for(target, lambda: program.lower(experiment, mesh))
+    images = jnp.uint8 if experiment.latents.name == "pixels" else jnp.float32
+    compiled = programs.compile_for(target, lambda: program.lower(experiment, mesh, images))
     batch = experiment.data.batch_size
     flops = cost.train_step_flops(experiment.model, batch, ema_forward=experiment.loss.ema_forward)
     return ProgramReport.of("train step", compiled, experiment, target, mesh, images=batch, flops=flops,

@@ -47,11 +47,10 @@ class TrainProgram:
         )
         return cls(fit, layout, new, step)
 
-    def lower(self, experiment: "Experiment", mesh: Mesh) -> jax.stages.Lowered:
-        """The step for batches as the pipeline gives them: images uint8 of a model of pixels, latents float32 otherwise."""
+    def lower(self, experiment: "Experiment", mesh: Mesh, images: jnp.dtype) -> jax.stages.Lowered:
+        """The step for the experiment's batches of `images` (uint8, or float32 for latents) and int32 labels."""
         model, rows = experiment.model, batch_sharding(mesh)
         shape = (experiment.data.batch_size, model.input_size, model.input_size, model.channels)
-        dtype = jnp.uint8 if experiment.latents.name == "pixels" else jnp.float32
-        batch = {"image": jax.ShapeDtypeStruct(shape, dtype, sharding=rows),
+        batch = {"image": jax.ShapeDtypeStruct(shape, images, sharding=rows),
                  "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)}
         return self.step.lower(self.layout, batch)
