@@ -128,7 +128,7 @@ def _warn_once(line: str) -> None:
 
 @jax.custom_vjp
 def _attention_cpu(q, k, v):
-    """Apart, which takes half the time in bfloat16; in a step the gradient then reads colder arrays and more is lost."""
+    """Apart, which takes half the time in bfloat16; under a derivative it made the whole step 2 to 9 % slower."""
     batch, (q, k, v) = q.shape[0], map(_heads_first, (q, k, v))
     return _heads_last(apart(_attend)(q, k.mT, v), batch)
 
