@@ -130,11 +130,9 @@ class DiT(nnx.Module):
     def _run(self, run, blocks, tokens: jax.Array, cond: jax.Array) -> jax.Array:
         """The given blocks one after the other: unrolled, or as one scan over their stacked parameters."""
         states = [nnx.state(block) for block in blocks]
-        if not self.config.scan_blocks:
+        if not self.config.scan_blocks or not states:
             for state in states:
                 tokens = run(tokens, state, cond)
-            return tokens
-        if not states:
             return tokens
         # Stacked here, inside the program, so that parameters and checkpoints look the same either way.
         return jax.lax.scan(lambda tokens, state: (run(tokens, state, cond), None), tokens, stacked(states))[0]
@@ -199,9 +197,9 @@ def forward(
     run = functools.partial(apply, config, params, until_head=until_head)
     hidden = 4 * config.side**2 * config.mlp_hidden  # float32 bytes of an image, the largest array of a block
     fitting = max(1, CPU_CACHE // hidden)
-    size = max(size for size in range(1, fitting + 1) if len(x) % size == 0)
-    if not on_one_cpu() or len(x) <= fitting or 2 * size < fitting:  # groups much smaller would cost more
+    sizes = [size for size in range((fitting + 1) // 2, fitting + 1) if len(x) % size == 0]  # smaller would cost more
+    if not on_one_cpu() or len(x) <= fitting or not sizes:
         return run(x, t, y)
-    groups = jax.tree.map(lambda rows: rows.reshape(-1, size, *rows.shape[1:]), (x, t, y))
+    groups = jax.tree.map(lambda rows: rows.reshape(-1, sizes[-1], *rows.shape[1:]), (x, t, y))
     out = jax.lax.map(lambda rows: run(*rows), groups)
     return jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), out)

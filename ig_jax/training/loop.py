@@ -44,8 +44,8 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
         program = TrainProgram.of(experiment, mesh, experiment.data.batch_size)
         saver = ckpt.Checkpoints(directory / "checkpoints", keep=experiment.run.keep_checkpoints)
         with saver, ThreadPoolExecutor(max_workers=1) as background:
-            compiled = functools.cache(lambda: background.submit(
-                lambda: program.lower(experiment, mesh, np.uint8).compile()))  # what a Source gives
+            lowered = functools.partial(program.lower, experiment, mesh, np.uint8)  # the images of a source
+            compiled = functools.cache(lambda: background.submit(lambda: lowered().compile()))  # begun by the first call
             fingerprint = pipeline.fingerprint(source, experiment.seed, experiment.data.batch_size)
 
             def before_reading(meta):
