@@ -1,5 +1,6 @@
 """What all commands share: flags, one-line errors, exit codes."""
 
+import errno
 import gc
 import os
 import sys
@@ -33,6 +34,11 @@ def run(main: Callable[..., None], values: flags.FlagValues, doc: str, words: tu
         _leave(str(error), errors.DIVERGED, values)
     except errors.Preempted as error:
         _leave(str(error), errors.RESUMABLE, values)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f" ({error.filename})" if error.filename else ""
+        _leave(f"{error.strerror}{what}; free space and give the same command again", errors.BAD_INPUT, values)
 
 
 def parse(values: flags.FlagValues, words: tuple[str, ...] = ()) -> list[str]:

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from ig_jax.errors import UserError, check
 from ig_jax.interop import autoencoder_weights as weights
 from ig_jax.models.autoencoder_config import AutoencoderConfig
-from ig_jax.parallel.storage import abandoned_reads_unheard, describe, first_line
+from ig_jax.parallel.storage import abandoned_unheard, describe, first_line
 
 FILE = "autoencoder.json"
 _FORMAT = 1
@@ -38,7 +38,7 @@ def save(directory: str | os.PathLike, config: AutoencoderConfig, params: dict, 
     text = json.dumps(content | {"sha256": _sha256(content)}, indent=1) + "\n"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+        with abandoned_unheard(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
             writer.save(directory / _ARRAYS, args=ocp.args.StandardSave(flat))
         (directory / FILE).write_text(text)
     except (OSError, ValueError) as error:  # ValueError: how a full disk comes back
@@ -64,7 +64,7 @@ def load(
     if stored != {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in wanted.items()}:
         raise UserError(f"{directory}: its arrays are not those of {config}; convert its file again")
     try:
-        with abandoned_reads_unheard(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        with abandoned_unheard(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             flat = reader.restore(Path(directory).absolute() / _ARRAYS, args=ocp.args.StandardRestore(wanted))
     except Exception as error:  # Orbax raises bare Exception, KeyError or JSONDecodeError for torn files
         raise _damaged(directory, first_line(error)) from error

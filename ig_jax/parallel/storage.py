@@ -4,8 +4,12 @@ Used by the checkpoints of a run and of an autoencoder alike.
 """
 
 import contextlib
+import logging
+import re
 import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -46,24 +50,39 @@ def _alone_on_cpus(value: jax.Array) -> jax.Array:
 
 
 @contextlib.contextmanager
-def abandoned_reads_unheard() -> Iterator[None]:
-    """Keep quiet the reads that Orbax abandons when one array cannot be read.
+def abandoned_unheard() -> Iterator[None]:
+    """Keep quiet the reads and writes that Orbax abandons when one array fails.
 
-    It closes its event loop under them, and each would print a traceback, up to the end of the process,
-    beside the one line that says what is wrong.
+    It closes its event loop under them. Whether one was not begun, under way, or failed beside the first, Orbax and
+    Python would report it, up to the end of the process, beside the one line that says what is wrong.
     """
-    before = sys.unraisablehook
+    before, warned = sys.unraisablehook, warnings.catch_warnings()
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
 
     def hook(unraisable) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             before(unraisable)
 
+    def heard(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        abandoned = "exception was never retrieved" in message or "Task was destroyed" in message
+        raised = record.levelno == logging.ERROR and "orbax" in Path(record.pathname).parts  # and comes to us as well
+        return not abandoned and not raised
+
     sys.unraisablehook = hook
+    for logger in loggers:
+        logger.addFilter(heard)
+    warned.__enter__()
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     yield
-    sys.unraisablehook = before  # left in place by an exception
+    sys.unraisablehook = before  # all three are left in place by an exception
+    for logger in loggers:
+        logger.removeFilter(heard)
+    warned.__exit__(None, None, None)
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of Orbax says first, at most 200 characters of it."""
+    """What an exception of Orbax says first, at most 200 characters of it: of a longer one the beginning and the cause."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    line = re.split(r" \[\w+(?:\[\d+\])?='", lines[0])[0]  # TensorStore's notes, [os_error_code='28'], follow the cause
+    return line if len(line) <= 200 else f"{line[:98]} .. {line[-98:]}"

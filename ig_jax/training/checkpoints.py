@@ -19,12 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from ig_jax.errors import UserError
-from ig_jax.parallel.storage import (
-    abandoned_reads_unheard,
-    describe,
-    first_line,
-    leaf_names,
-)
+from ig_jax.parallel.storage import abandoned_unheard, describe, first_line, leaf_names
 from ig_jax.training.state import TrainState
 
 FORMAT = 1  # of `meta`
@@ -68,14 +63,24 @@ class Checkpoints:
             atomicity_options=AtomicityOptions(mode=AtomicityMode.ATOMIC_RENAME),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._unheard, self._failed = abandoned_unheard(), False
 
     def __enter__(self) -> "Checkpoints":
+        self._unheard.__enter__()
         return self
 
-    def __exit__(self, *exception) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
-        self._empty_trash()
+    def __exit__(self, kind, *exception) -> None:
+        try:
+            self.wait()
+        except UserError as error:
+            if not kind:
+                raise
+            print(f"ig_jax: warning: {error}", file=sys.stderr, flush=True)  # beside what ended the run
+        finally:
+            self._manager.close()
+            self._empty_trash()
+        if not kind and not self._failed:  # otherwise reports may still follow
+            self._unheard.__exit__(None, None, None)
 
     def _empty_trash(self) -> None:
         if not self._read_only:
@@ -111,6 +116,7 @@ class Checkpoints:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: Exception) -> UserError:
+        self._failed = True
         return UserError(
             f"checkpoint directory {str(self.directory)!r} could not be written: {first_line(error)}; "
             "committed steps are intact, free space or choose another --workdir"
@@ -131,14 +137,14 @@ class Checkpoints:
         damage: list[str] = []
         for candidate in self.steps() if step is None else [step]:
             try:
-                with abandoned_reads_unheard():
-                    meta = self._meta(candidate)
-                    layout = wanted(meta)
-                    _check_layout(layout, meta)
-                    before_reading(meta)
-                    items = (self._readers if as_readers else self._restore)(candidate, layout, meta)
+                meta = self._meta(candidate)
+                layout = wanted(meta)
+                _check_layout(layout, meta)
+                before_reading(meta)
+                items = (self._readers if as_readers else self._restore)(candidate, layout, meta)
             except Damaged as error:
                 damage.append(str(error))
+                self._failed = True
                 continue
             for line in damage:
                 print(f"ig_jax: warning: {line}; taking step {candidate}", file=sys.stderr, flush=True)
@@ -229,7 +235,8 @@ def write_step(directory: str | os.PathLike, step: int, items: dict[str, dict], 
     saves = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     try:
         path = Path(directory).absolute()
-        with ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager:
+        manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+        with abandoned_unheard(), manager:
             manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saves))
     except (OSError, ValueError) as error:  # ValueError: how a full disk comes back
         raise UserError(f"the checkpoint could not be written: {first_line(error)}; "

@@ -1,7 +1,11 @@
 """Checkpoints: what is saved comes back to the bit, on any mesh; damage is found, named and passed over."""
 
+import asyncio
 import functools
+import gc
 import json
+import logging
+import resource
 import shutil
 
 import jax
@@ -13,6 +17,7 @@ import toy
 from ig_jax import pretrained
 from ig_jax.errors import UserError
 from ig_jax.parallel.mesh import make_mesh
+from ig_jax.parallel.storage import abandoned_unheard, first_line
 from ig_jax.training import checkpoints as ckpt
 from ig_jax.training.optimizer import make_optimizer
 from ig_jax.training.state import TrainState, new_state, partition, state_layout
@@ -103,6 +108,58 @@ def test_a_damaged_array_file_is_passed_over_for_the_step_before(copy, item, how
     state, meta = read(copy, make_mesh())
     assert meta["step"] == 1 and int(state.step) == 1
     assert "step 2 is damaged" in capsys.readouterr().err
+
+
+def test_what_orbax_abandons_is_not_reported_beside_the_error(caplog, capsys):
+    """Orbax closes its loop under reads that are not begun, under way, or failed beside the first; by chance each."""
+    async def fails():
+        raise OSError("torn")
+
+    async def under_way():
+        await asyncio.create_task(under_way())  # the last one made is never begun
+
+    async def reads():
+        await asyncio.gather(fails(), fails(), under_way())
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(OSError), abandoned_unheard():
+        loop.run_until_complete(reads())
+    loop.close()
+    gc.collect()
+    assert not caplog.records and capsys.readouterr().err == ""
+    logging.getLogger("asyncio").error("something else")
+    assert [record.message for record in caplog.records] == ["something else"]
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 4,000 bytes, as on a disk that is full."""
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_save_that_cannot_be_written_is_one_line(tmp_path, small_files, caplog, capsys):
+    """Every array fails, in threads and tasks of Orbax: none of them says so beside the one error."""
+    with pytest.raises(UserError, match=r"could not be written: OUT_OF_RANGE: .* File too large; committed steps"):
+        save(tmp_path, [1])
+    gc.collect()
+    assert not caplog.records and capsys.readouterr().err == ""
+
+
+def test_what_ended_a_run_is_not_hidden_by_a_save_that_failed(tmp_path, small_files, capsys):
+    with pytest.raises(ZeroDivisionError), ckpt.Checkpoints(tmp_path / "checkpoints") as saver:
+        saver.save(on(make_mesh(), 1)[0], {})
+        raise ZeroDivisionError
+    assert "ig_jax: warning: checkpoint directory" in capsys.readouterr().err
+
+
+def test_the_first_line_of_a_long_error_ends_in_its_cause():
+    long = ValueError(f"OUT_OF_RANGE: Error {'x' * 500}: byte range [0, 2484) is not there [tensorstore_spec[1]='y']")
+    assert first_line(long).startswith("OUT_OF_RANGE: Error x") and len(first_line(long)) == 200
+    assert first_line(long).endswith("x: byte range [0, 2484) is not there")
+    assert first_line(KeyError()) == "KeyError" and first_line(ValueError("a\nb")) == "a"
 
 
 def test_a_value_that_is_not_the_one_saved_is_found(copy, capsys):
