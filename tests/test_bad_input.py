@@ -1,5 +1,6 @@
 """What a user can get wrong: each gives one line that names the value and the mend, exit 2, and writes nothing."""
 
+import functools
 import importlib
 import json
 import shutil
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 import toy
+from absl import flags
 
 from ig_jax import cli
 
@@ -207,6 +209,22 @@ def test_a_half_written_checkpoint_is_refused(trained, tmp_path):
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert done.stderr.startswith("ig_jax: error: checkpoint directory") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists() and not (broken / "checkpoints" / "4").exists()
+
+
+def test_a_full_disk_is_the_users_to_mend_and_a_failing_one_is_a_bug(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ig_jax.train"])
+    run = functools.partial(cli.run, values=flags.FlagValues(), doc="")
+
+    def fill():
+        with open("/dev/full", "w") as file:
+            file.write("metrics")
+
+    with pytest.raises(SystemExit) as left:
+        run(fill)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "ig_jax: error: No space left on device; free space and give the same command again\n"
+    with pytest.raises(IsADirectoryError):
+        run(lambda: open("/", "w"))
 
 
 def test_a_checkpoint_of_another_network_is_refused(trained):
