@@ -3,12 +3,14 @@
 workdir/checkpoints/<step>/ holds the items `params`, `optimizer`, one `ema_<decay>` for each EMA and `meta`
 (JSON: step, config, data position, and shape, dtype and digest of every array). A directory is enough to
 sample from it. Orbax commits a step atomically but restores a flipped bit silently, so every restore
-compares digests, and a damaged step is passed over, by name, for the one before.
+compares digests, and a damaged step is passed over, by name, for the one before; a run that goes on from there
+moves it to workdir/checkpoints/damaged/.
 """
 
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from ig_jax.training.state import TrainState
 FORMAT = 1  # of `meta`
 _WRITTEN_AT_ONCE = 128_000_000  # bytes, of all arrays that `write_step` has in flight
 _COMMITTED = "commit_success.txt"  # Orbax writes it last, in either way of committing
+_DAMAGED = "damaged"  # where steps that were passed over end up
 _TRASH = "trash"  # Orbax deletes file by file; renaming first keeps a half-deleted step out of the list
 
 
@@ -45,6 +48,19 @@ def find(directory: str | os.PathLike) -> tuple[Path, int | None]:
 
 class Damaged(UserError):
     """A committed step whose files no longer hold what was saved."""
+
+
+# How TensorStore and XLA begin what says nothing of the files: the same step may be read tomorrow.
+_PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def _unreadable(step: int, error: Exception, what: str = "") -> UserError:
+    """Damaged, unless what came of reading a step is the machine's fault and no reason to go back to an older one."""
+    gone = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+    if isinstance(error, MemoryError) or isinstance(error, OSError) and not gone or str(error).startswith(_PASSING):
+        return UserError(f"checkpoint step {step} could not be read: {what}{first_line(error)}; mend that, or move "
+                         "the step away to go on from the one before")
+    return Damaged(f"checkpoint step {step} is damaged: {what}{first_line(error)}")
 
 
 class Checkpoints:
@@ -94,6 +110,16 @@ class Checkpoints:
     @staticmethod
     def _is_whole(path: Path) -> bool:
         return not path.is_symlink() and (path / "meta").is_dir() and (path / _COMMITTED).is_file()
+
+    def _put_aside_after(self, step: int) -> None:
+        """Move away what is called a later step and is none: it would be in the way of the one that will be saved
+        under its number, and be kept in place of an older one.
+        """
+        for later in (later for later in self._manager.all_steps() if later > step):
+            aside = self.directory / _DAMAGED / f"{later}-{time.strftime('%Y%m%d-%H%M%S')}"
+            aside.parent.mkdir(exist_ok=True)
+            os.replace(self.directory / str(later), aside)
+        self._manager.reload()
 
     def save(self, state: TrainState, meta: dict) -> None:
         """Start writing `state` in the background; `meta` is JSON and gains step and array descriptions.
@@ -148,6 +174,8 @@ class Checkpoints:
                 continue
             for line in damage:
                 print(f"ig_jax: warning: {line}; taking step {candidate}", file=sys.stderr, flush=True)
+            if not self._read_only:
+                self._put_aside_after(candidate)
             return items, meta
         remains = sorted(p.name for p in self.directory.glob("[0-9]*") if p.name.isdigit() and _has_files(p))
         if damage or remains:
@@ -162,7 +190,7 @@ class Checkpoints:
             if (meta["format"], meta["step"]) != (FORMAT, step):
                 raise ValueError(f"format {meta['format']} step {meta['step']}, expected {FORMAT} and {step}")
         except Exception as error:  # Orbax raises bare Exception, KeyError or JSONDecodeError for torn files
-            raise Damaged(f"checkpoint step {step} is damaged: meta: {first_line(error)}") from error
+            raise _unreadable(step, error, "meta: ") from error
         return meta
 
     def _restore(self, step: int, layout: dict[str, object], meta: dict) -> dict[str, object]:
@@ -172,7 +200,7 @@ class Checkpoints:
             args = {item: ocp.args.StandardRestore(want) for item, want in layout.items()}
             restored = dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
         except Exception as error:  # as in _meta
-            raise Damaged(f"checkpoint step {step} is damaged: {first_line(error)}") from error
+            raise _unreadable(step, error) from error
         for item, tree in restored.items():
             _check_digests(step, item, tree, meta)
         return restored
@@ -188,7 +216,7 @@ class Checkpoints:
             try:
                 tree = reader.restore(self.directory / str(step) / item, args=args)
             except Exception as error:  # as in _meta
-                raise Damaged(f"checkpoint step {step} is damaged: {first_line(error)}") from error
+                raise _unreadable(step, error) from error
             _check_digests(step, item, tree, meta)
             return tree[name]
 

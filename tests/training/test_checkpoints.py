@@ -110,6 +110,32 @@ def test_a_damaged_array_file_is_passed_over_for_the_step_before(copy, item, how
     assert "step 2 is damaged" in capsys.readouterr().err
 
 
+def test_a_run_goes_on_past_a_step_that_was_passed_over(copy):
+    """With one step kept, the damaged one would be the newest for ever and every later save be deleted."""
+    damage(copy, 2, "params", "flipped")
+    (copy / "checkpoints" / "9").mkdir()
+    with ckpt.Checkpoints(copy / "checkpoints", keep=1) as saver:
+        state, meta = ckpt.restore_state(saver, on(make_mesh(), 0)[1])
+        assert meta["step"] == 1
+        saver.save(toy.replace(state, step=jnp.int32(2)), {k: meta[k] for k in ("config", "labels", "data")})
+    assert sorted(p.name.split("-")[0] for p in (copy / "checkpoints" / "damaged").iterdir()) == ["2", "9"]
+    assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["2", "damaged"]
+    assert read(copy, make_mesh())[1]["step"] == 2
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), PermissionError(13, "Permission denied"), OSError(5, "Input/output error"),
+    ValueError("RESOURCE_EXHAUSTED: Out of memory"), RuntimeError("UNAVAILABLE: no route"),
+])
+def test_what_is_no_fault_of_the_files_does_not_go_back_to_an_older_step(copy, monkeypatch, error):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(ckpt.ocp.CheckpointManager, "restore", fails)
+    with pytest.raises(UserError, match="checkpoint step 2 could not be read: .*; mend that"):
+        read(copy, make_mesh())
+
+
 def test_what_orbax_abandons_is_not_reported_beside_the_error(caplog, capsys):
     """Orbax closes its loop under reads that are not begun, under way, or failed beside the first; by chance each."""
     async def fails():
