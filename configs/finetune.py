@@ -4,6 +4,7 @@
   argument   the work directory (or one step) of a run or of a converted checkpoint, then after a comma runlocal.
              The weights are its first average; the optimizer starts anew. Override what is to be different
              (--config.data.name=..., --config.loss.accelerate=True, --config.optimizer.learning_rate=1e-5)
+             The checkpoint must stay where it is until this run is finished: each start reads its settings
   data       of a converted checkpoint: not there yet, as in sit_imagenet256.py; name your own
   hardware   that of training the network
   time       not measured

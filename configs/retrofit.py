@@ -5,6 +5,7 @@
              after commas, "everything" to train the whole network on with both losses rather than the head
              alone, and runlocal. All other settings come from the checkpoint; override as always
              (--config.data.folder=..., --config.model.inter_depth="(4,)")
+             The checkpoint must stay where it is until this run is finished: each start reads its settings
   head alone network and final output keep every bit, so sampling with w = 1 is unchanged. The backward
              pass ends at the head: a step costs little more than a forward pass
   hardware   that of sampling the network for the head alone, of training it for everything

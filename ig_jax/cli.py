@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from absl import flags
 
 from ig_jax import errors
 
+AGAIN = "the same command goes on from what is there"
 HELP = ("-h", "--h", "-help", "--help")
 
 
@@ -26,6 +28,7 @@ def run(main: Callable[..., None], values: flags.FlagValues, doc: str, words: tu
         print(f"{doc.strip()}\n{values.get_help()}")
         sys.exit(errors.FINISHED)
     collect_less_often()
+    signal.signal(signal.SIGTERM, _stop)
     try:
         main(*parse(values, words))
     except errors.UserError as error:
@@ -34,11 +37,29 @@ def run(main: Callable[..., None], values: flags.FlagValues, doc: str, words: tu
         _leave(str(error), errors.DIVERGED, values)
     except errors.Preempted as error:
         _leave(str(error), errors.RESUMABLE, values)
+    except KeyboardInterrupt:
+        _leave(f"{signal.SIGINT.name}; {AGAIN}", errors.RESUMABLE, values)
     except OSError as error:
+        if _nobody_reads():
+            _leave(f"nobody reads what this prints; {AGAIN}", errors.RESUMABLE, values)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         what = f" ({error.filename})" if error.filename else ""
         _leave(f"{error.strerror}{what}; free space and give the same command again", errors.BAD_INPUT, values)
+
+
+def _stop(number: int, frame) -> None:
+    raise errors.Preempted(f"{signal.Signals(number).name}; {AGAIN}")
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has left; if so nothing more is written to it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def parse(values: flags.FlagValues, words: tuple[str, ...] = ()) -> list[str]:
@@ -72,6 +93,8 @@ def required(holder: flags.FlagHolder):
 
 def _said(error: Exception) -> str:
     """The last line of a message, where a traceback or a list of attempts ends in its cause."""
+    if isinstance(error, KeyError):  # how ml_collections says that --config.foo.bar has no foo
+        return f"{error.args[0]} names no section of the config; see its file"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

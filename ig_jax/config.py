@@ -89,7 +89,10 @@ class Experiment:
         check(self.latents.name == "pixels" or not self.run.preview_images, "run.preview_images",
               self.run.preview_images, "0 for a model of latents", "sample from its checkpoints with an autoencoder")
         self.optimizer.check_model(self.model)
-        self.sample.check_model(self.model)
+        try:
+            self.sample.check_model(self.model)
+        except UserError as error:
+            raise UserError(f"sample.{error}") from error
 
     def open_split(self, split: str):
         """The images of one split, checked against the model."""

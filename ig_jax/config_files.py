@@ -1,6 +1,17 @@
-"""What the files in configs/ share: their argument, and the small form on the built-in digits."""
+"""What the files in configs/ share: their flag, their argument, and the small form on the built-in digits."""
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+
+def define_flag(doc: str, values: flags.FlagValues) -> flags.FlagHolder:
+    """--config=FILE[:ARGUMENT], with --config.KEY=VALUE for every setting of an experiment.
+
+    Settings that the file leaves out are taken too, and unknown ones: `config.bind` names those.
+    """
+    return config_flags.DEFINE_config_file(
+        "config", None, doc, flag_values=values, lock_config=False, accept_new_attributes=True)
 
 
 def choices(argument: str, *groups: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,6 +8,9 @@ checksum stands beside every number). It is not FID. Writes table.txt and table.
 """
 
 import dataclasses
+import functools
+import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from ig_jax import cli, pretrained
 from ig_jax.data.dataset import DataConfig, open_split
 from ig_jax.errors import UserError, check
 from ig_jax.evaluation import features, scores, sweep
-from ig_jax.files import atomic_file
+from ig_jax.files import atomic_file, writing
+from ig_jax.generation import decode
 from ig_jax.generation.labels import labels_for
 from ig_jax.progress import Progress
 
@@ -43,30 +47,29 @@ def main() -> None:
     check(NUM.value >= 2, "--num", NUM.value, "at least 2 images")
     check(BATCH.value >= 1, "--batch_size", BATCH.value, "at least 1 image")
     check(0 <= SEED.value < 2**31, "--seed", SEED.value, "in [0, 2^31)")
-    ig_scales, cfg_scales = _scales(IG_SCALES), _scales(CFG_SCALES)
     model = pretrained.load(CHECKPOINT.value, ema=EMA.value, autoencoder=AUTOENCODER.value or None)
+    headed = model.experiment.model.inter_depth or IG_SCALES.present
+    ig_scales, cfg_scales = _scales(IG_SCALES) if headed else [], _scales(CFG_SCALES)
+    for w, s in itertools.product([1.0, *ig_scales], [1.0, *cfg_scales]):
+        model.check(dataclasses.replace(model.recipe, ig_scale=w, cfg_scale=s))
+    decode.check_decodable(model.experiment.latents, model.autoencoder)
     data = model.experiment.data
     data = dataclasses.replace(data, source="tfds", name=DATA.value, folder="", pad=0) if DATA.value else data
     out = Path(OUT.value).expanduser().absolute()
     what = {"checkpoint": model.digest, "step": model.step, "ema": model.ema, "num": NUM.value, "seed": SEED.value,
+            "autoencoder": model.autoencoder.digest if model.autoencoder else None,
             "ig_scales": ig_scales, "cfg_scales": cfg_scales, "data": dataclasses.asdict(data)}
     if _already_there(out, what):
         print((out / "table.txt").read_text(), end="")
         return
+    with writing(out):  # before the work
+        out.mkdir(parents=True, exist_ok=True)
     ruler = make_ruler(model, data, out)
     labels = labels_for(np.arange(NUM.value), "balanced", model.experiment.model.num_classes, SEED.value)
-    recipes = 1 + len(ig_scales) + len(cfg_scales) + len(ig_scales) + len(cfg_scales) - 1
+    recipes = sweep.count(ig_scales, cfg_scales)
     print(f"sweep       {recipes} recipes x {NUM.value:,} images, {model.recipe.solver} {model.recipe.steps} steps")
     with Progress(recipes * NUM.value, "images") as progress:
-
-        def draw(recipe):
-            batches = []
-            for _, batch in model.generate(recipe, labels, seed=SEED.value, batch_size=BATCH.value):
-                batches.append(batch)
-                progress.advance(len(batch))
-            progress.show(f"{sweep.setting(recipe):<18} {progress.rate():.1f} images/s")
-            return np.concatenate(batches)
-
+        draw = functools.partial(model.sample, labels=labels, seed=SEED.value, batch_size=BATCH.value, progress=progress)
         rows = sweep.sweep(draw, labels, ruler, model.recipe, ig_scales, cfg_scales)
     floor = ruler.floor(NUM.value)
     text = summary(rows, floor)
@@ -82,10 +85,10 @@ def make_ruler(model: pretrained.Pretrained, data: DataConfig, out: Path) -> swe
 
     Raises: UserError when the images are not there, or not of the shape or the classes of the model's.
     """
-    experiment = model.experiment
-    train, test = (_arrays(open_split(data, split, model.image_shape, experiment.model.num_classes))
-                   for split in (data.split, data.test_split))
-    path = out / f"classifier_{data.name if DATA.value else experiment.name}.npz"
+    classes = model.experiment.model.num_classes
+    sources = [open_split(data, split, model.image_shape, classes) for split in (data.split, data.test_split)]
+    train, test = (_arrays(source) for source in sources)
+    path = out / f"classifier_{_name_of(sources)}.npz"
     if path.exists():
         classifier = features.load(path)
     else:
@@ -98,12 +101,18 @@ def make_ruler(model: pretrained.Pretrained, data: DataConfig, out: Path) -> swe
                     progress.show(f"loss {loss:.3f}")
 
             classifier = features.train_classifier(
-                *train, *test, num_classes=experiment.model.num_classes, steps=steps, progress=report
+                *train, *test, num_classes=classes, steps=steps, progress=report
             )
         features.save(classifier, path)
     print(f"classifier  right on {classifier.test_accuracy:.1%} of the real test images, "
           f"sha256 {classifier.checksum[:12]}", flush=True)
     return sweep.Ruler(classifier, scores.reference_stats(classifier, train[0]), *test)
+
+
+def _name_of(sources) -> str:
+    """Eight characters that stand for the data, so that no classifier is taken for that of other images."""
+    identity = [(source.identity, source.image_shape, source.class_names) for source in sources]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
 
 
 def _arrays(source) -> tuple[np.ndarray, np.ndarray]:
@@ -112,18 +121,20 @@ def _arrays(source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summary(rows: list[dict], floor: dict) -> str:
-    """Every row, then the best of each kind beside the floor."""
-    chosen = [sweep.best(rows, kind) for kind in ("none", "CFG", "IG", "IG+CFG")]
-    plain, guided = chosen[0]["fd_cnn"], chosen[2]["fd_cnn"]
-    return "\n".join([
+    """Every row, then the best of each kind beside the floor; a network without a head has no internal guidance."""
+    kinds = [kind for kind in ("none", "CFG", "IG", "IG+CFG") if any(row["kind"] == kind for row in rows)]
+    chosen = {kind: sweep.best(rows, kind) for kind in kinds}
+    lines = [
         scores.table([floor, *rows]),
         "",
         "best of each, w and s both chosen on this metric:",
-        scores.table([floor, *chosen]).split("\n\n")[0],
-        "",
-        f"internal guidance brings FD-CNN from {plain:.2f} to {guided:.2f}, {guided / plain:.2f} of it, at no cost "
-        "in network evaluations",
-    ])
+        scores.table([floor, *chosen.values()]).split("\n\n")[0],
+    ]
+    if "IG" in chosen:
+        plain, guided = chosen["none"]["fd_cnn"], chosen["IG"]["fd_cnn"]
+        lines += ["", f"internal guidance brings FD-CNN from {plain:.2f} to {guided:.2f}, {guided / plain:.2f} of it, "
+                  "at no cost in network evaluations"]
+    return "\n".join(lines)
 
 
 def _scales(flag: flags.FlagHolder) -> list[float]:

@@ -40,11 +40,22 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of writing `path` into the one line of it.  Raises: UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {str(path)!r}: {error.strerror or error}; "
+            "name a folder you may write to, on a disk with space left") from error
+
+
+@contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A name beside `path` for what will be renamed to it; whatever still has it afterwards is removed."""
     # In the same folder, since a rename is atomic only within one file system; the suffix parts two writers.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -54,7 +65,3 @@ def _temporary(path: Path) -> Iterator[Path]:
             else:
                 temporary.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; "
-            "name a folder you may write to, on a disk with space left") from error

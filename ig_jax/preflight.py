@@ -14,16 +14,16 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from ig_jax import cli
+from ig_jax import cli, config_files
 from ig_jax.config import Experiment, bind
 from ig_jax.errors import UserError, check
+from ig_jax.files import writing
 
 FLAGS = flags.FlagValues()
 _at = {"flag_values": FLAGS}
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file of the experiment, as for train; override any key: --config.mesh.fsdp=8.", **_at)
+CONFIG = config_files.define_flag(
+    "Config file of the experiment, as for train; override any key: --config.mesh.fsdp=8.", FLAGS)
 TARGET = flags.DEFINE_list("target", [], "One machine or several, such as tpu:v5e:4x4,gpu:h200:8.", **_at)
 SAMPLE_BATCH = flags.DEFINE_integer(
     "sample_batch", 64, "Images in one pass of the sampler, over all devices; 0 leaves the sampler out.", **_at)
@@ -44,7 +44,11 @@ def main() -> None:
     if TABLE.value:
         from ig_jax.forecast.table import markdown
 
-        print(markdown(_read(Path(TABLE.value))))
+        file = Path(TABLE.value).expanduser()
+        try:
+            print(markdown(_read(file)))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"--table={str(file)!r} holds something else; give a file that --results wrote") from error
         return
     experiment = bind(Experiment, cli.required(CONFIG))
     check(bool(TARGET.value), "--target", ",".join(TARGET.value), "at least one machine", "see --help")
@@ -56,13 +60,17 @@ def main() -> None:
         jax.config.update("jax_exec_time_optimization_effort", LEAST_EFFORT)
     from ig_jax.forecast.targets import open_target
 
+    results = Path(RESULTS.value).expanduser() if RESULTS.value else None
+    if results:
+        with writing(results), results.open("a"):  # now, not after the compilation
+            pass
     targets = [open_target(name) for name in TARGET.value]
-    fits = [_forecast(experiment, target) for target in targets]
+    fits = [_forecast(experiment, target, results) for target in targets]
     if not all(fits):
         sys.exit(DOES_NOT_FIT)
 
 
-def _forecast(experiment: Experiment, target) -> bool:
+def _forecast(experiment: Experiment, target, results: Path | None) -> bool:
     """Print one page; whether everything fits."""
     from ig_jax.forecast import report, suggest
     from ig_jax.progress import waiting
@@ -74,8 +82,8 @@ def _forecast(experiment: Experiment, target) -> bool:
         print("to make it fit\n" + "\n".join(f"  {line}" for line in suggest.knobs(experiment, target, found)))
         if SUGGEST.value:
             print(suggest.tried(experiment, target), flush=True)
-    if RESULTS.value:
-        with open(RESULTS.value, "a") as file:
+    if results:
+        with results.open("a") as file:
             file.write(json.dumps(found.as_json()) + "\n")
     return found.fits
 

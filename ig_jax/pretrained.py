@@ -23,6 +23,7 @@ from ig_jax.generation.recipe import Recipe
 from ig_jax.models import dit
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.parallel.sharding import batch_sharding, with_shardings
+from ig_jax.progress import Progress
 from ig_jax.training import checkpoints as ckpt
 
 
@@ -80,30 +81,51 @@ class Pretrained:
                   self.weak.experiment.process, f"that of the checkpoint, {self.experiment.process}")
 
     def draw(
-        self, recipe: Recipe, labels: np.ndarray, *, seed: int = 0, batch_size: int = 64,
+        self, recipe: Recipe, labels: Sequence[int], *, seed: int = 0, batch_size: int = 64,
         indices: np.ndarray | None = None,
     ) -> Iterator[generate.Batch]:
         """Batches of latents of the samples `indices` (0, 1, ... where not given), one for each label."""
         self.check(recipe)
-        labels, e = np.asarray(labels, np.int32), self.experiment
+        check(0 <= seed < 2**31, "seed", seed, "in [0, 2^31)")
+        check(batch_size >= 1, "batch_size", batch_size, "at least 1 image")
+        labels, e = self._checked(labels), self.experiment
         return generate.draw(
             self.params, recipe, model=e.model, process=e.process, mesh=self.mesh, seed=seed, labels=labels,
             indices=np.arange(len(labels)) if indices is None else indices, batch_size=batch_size,
             weak=self.weak_model, weak_params=self.weak.params if self.weak else None,
         )
 
+    def _checked(self, labels: Sequence[int]) -> np.ndarray:
+        labels, null = np.asarray(labels), self.experiment.model.num_classes
+        check(labels.ndim == 1 and labels.size > 0 and np.issubdtype(labels.dtype, np.integer), "labels",
+              labels.tolist(), "a list of whole numbers, at least one")
+        strange = labels[(labels < 0) | (labels > null)].tolist()
+        check(not strange, "labels", strange, f"classes in 0..{null - 1}, or {null} for none")
+        return labels.astype(np.int32)
+
     def generate(
-        self, recipe: Recipe, labels: np.ndarray, *, seed: int = 0, batch_size: int = 64,
+        self, recipe: Recipe, labels: Sequence[int], *, seed: int = 0, batch_size: int = 64,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches (indices, images uint8 [b, H, W, C])."""
         for batch in self.draw(recipe, labels, seed=seed, batch_size=batch_size):
             generate.check_finite(np.asarray(batch.latents), recipe)
             yield batch.indices, np.asarray(self.decode(batch.latents))[: len(batch.indices)]
 
-    def sample(self, recipe: Recipe, labels: Sequence[int], *, seed: int = 0, batch_size: int = 64) -> np.ndarray:
-        """Images uint8 [N, H, W, C], one for each label."""
-        batches = self.generate(recipe, np.asarray(labels), seed=seed, batch_size=batch_size)
-        return np.concatenate([images for _, images in batches])
+    def sample(
+        self, recipe: Recipe, labels: Sequence[int], *, seed: int = 0, batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Images uint8 [N, H, W, C], one for each label; `progress` counts them.
+
+        Raises: UserError for labels, a seed or a batch size out of range, and for samples that are not finite.
+        """
+        drawn = []
+        for _, images in self.generate(recipe, labels, seed=seed, batch_size=batch_size):
+            drawn.append(images)
+            if progress:
+                progress.advance(len(images))
+                progress.show(f"{progress.rate():.1f} images/s")
+        return np.concatenate(drawn)
 
     def to_noise(self, recipe: Recipe, latents: np.ndarray, labels: Sequence[int]) -> np.ndarray:
         """The noise [N, H, W, C] float32 that the recipe's ODE takes to these latents, by running it in
@@ -118,7 +140,7 @@ class Pretrained:
         check(hasattr(program.solver, "reverse"), "solver", recipe.solver, "one of an ODE, which runs both ways")
         program = dataclasses.replace(program, solver=dataclasses.replace(program.solver, reverse=True))
         rows, weak_params = batch_sharding(self.mesh), self.weak.params if program.weak else {}
-        labels = np.asarray(labels, np.int32)
+        labels = self._checked(labels)
         noise, _ = generate.make_integrator(self.mesh, program)(
             self.params, weak_params, np.uint32(0), *(generate.on_devices(array, rows) for array in (
                 np.arange(len(labels)), labels, np.asarray(latents, np.float32))), recipe.scales,

@@ -5,12 +5,15 @@
   python -m ig_jax.sample --checkpoint=runs/digits --out=runs/digits/map --map='ig:1,1.5,2;cfg:1,1.25' --num=4
 
 Writes 000000.png ..., grid.png, samples.npz (arr_0 uint8 NHWC, arr_1 labels) and recipe.json; the same
-command goes on where a killed one was. Image i depends on (checkpoint, recipe, seed, i) alone. A scale is a
-number (1 is off), a table over sigma 0:1,0.3:2,1:1.5 or a schedule cosine:1,2; intervals are lo,hi in
-sigma-time (t = 0 data, t = 1 noise).
+command goes on where a killed one was. Image i depends on (checkpoint, recipe, seed, i) alone, but for rounding
+where the batch size or the devices change. A scale is a number (1 is off), a table over sigma 0:1,0.3:2,1:1.5
+or a schedule cosine:1,2; intervals are lo,hi in sigma-time (t = 0 data, t = 1 noise).
 """
 
+import contextlib
 import dataclasses
+import hashlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -29,6 +32,7 @@ from ig_jax.generation.record import announce, describe, nothing_to_do
 from ig_jax.models.latents import LatentScaling
 from ig_jax.parallel import processes
 from ig_jax.parallel.mesh import make_mesh
+from ig_jax.progress import Progress
 
 FLAGS = flags.FlagValues()
 _at = {"flag_values": FLAGS}
@@ -97,7 +101,8 @@ def main() -> None:
     axes = looking.parse_axes(MAP.value) if kind == "map" else None
     labels = labels_for(np.arange(NUM.value), LABELS.value, model.experiment.model.num_classes, SEED.value)
     record = describe(model, recipe, kind=kind, seed=SEED.value, num=NUM.value, labels=LABELS.value,
-                      save=list(folder.save), preset=PRESET.value, map=MAP.value)
+                      labels_sha256=hashlib.sha256(labels.tobytes()).hexdigest(), save=list(folder.save),
+                      preset=PRESET.value, map=MAP.value)
     if nothing_to_do(folder, record):
         return
     if kind == "samples":
@@ -178,6 +183,9 @@ def write_samples(model, recipe: Recipe, labels: np.ndarray, folder: Folder, rec
 
 def decode_latents(folder: Folder) -> None:
     """Images of what --save=latents wrote; needs only that folder and the autoencoder."""
+    ignored = [f"--{flag.name}" for flag in (CHECKPOINT, NUM, SEED, LABELS, EMA, AUTO, PRESET, *_RECIPE.values())
+               if flag.present]
+    check(not ignored, "--decode", DECODE.value, f"given without {', '.join(ignored)}", "the folder says all of that")
     source, found = Folder(DECODE.value, 1, ("latents",)), None
     if source.path.is_dir():
         found = source.record()
@@ -189,7 +197,8 @@ def decode_latents(folder: Folder) -> None:
     decoder, labels = decode.make_decoder(mesh, scaling, autoencoder), source.labels()
     folder = Folder(folder.path, len(labels), folder.save)
     folder.check_space(decode.image_shape(source.read(0).shape, autoencoder))
-    record = found | {"kind": "decode", "save": list(folder.save), "finished": None}
+    record = found | {"kind": "decode", "save": list(folder.save), "finished": None,
+                      "autoencoder": autoencoder.digest if autoencoder else None}
     if nothing_to_do(folder, record):
         return
     produce(
@@ -200,7 +209,8 @@ def decode_latents(folder: Folder) -> None:
 
 def compare(model, recipe, labels, folder, caption, axes) -> None:
     """compare.png and one archive for each variant."""
-    picture, panels = looking.compare(_drawer(model, labels), recipe, labels, model.class_names, caption)
+    with _drawing(model, labels, len(looking.variants(recipe))) as draw:
+        picture, panels = looking.compare(draw, recipe, labels, model.class_names, caption)
     images.write_png(folder.path / "compare.png", picture)
     order = np.argsort(labels, kind="stable")
     for title, panel in panels.items():
@@ -210,10 +220,11 @@ def compare(model, recipe, labels, folder, caption, axes) -> None:
 
 def guidance_map(model, recipe, labels, folder, caption, axes) -> None:
     """map.png."""
-    for row in looking.map_recipes(recipe, axes):
-        for place in row:
-            model.check(place)
-    picture = looking.guidance_map(_drawer(model, labels), recipe, axes, caption)
+    places = [place for row in looking.map_recipes(recipe, axes) for place in row]
+    for place in places:
+        model.check(place)
+    with _drawing(model, labels, len(places)) as draw:
+        picture = looking.guidance_map(draw, recipe, axes, caption)
     images.write_png(folder.path / "map.png", picture)
 
 
@@ -228,8 +239,11 @@ def gap(model, recipe, labels, folder, caption, axes) -> None:
                      looking.gap_picture(found, model.to_images if decodable else None, names, caption))
 
 
-def _drawer(model: pretrained.Pretrained, labels: np.ndarray) -> looking.Draw:
-    return lambda recipe: model.sample(recipe, labels, seed=SEED.value, batch_size=BATCH.value)
+@contextlib.contextmanager
+def _drawing(model: pretrained.Pretrained, labels: np.ndarray, recipes: int) -> Iterator[looking.Draw]:
+    """What draws the same samples by each of so many recipes."""
+    with Progress(recipes * len(labels), "images") as progress:
+        yield lambda recipe: model.sample(recipe, labels, seed=SEED.value, batch_size=BATCH.value, progress=progress)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
-from ig_jax import cli
+from ig_jax import cli, config_files
 from ig_jax.config import Experiment, bind
+from ig_jax.parallel import processes
 
 FLAGS = flags.FlagValues()
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file of the experiment, with an argument after a colon (configs/digits.py:runlocal). "
-    "Override any key: --config.run.steps=2000.", flag_values=FLAGS,
-)
+CONFIG = config_files.define_flag(
+    "Config file of the experiment, with an argument after a colon (configs/digits.py:runlocal). Override any key: "
+    "--config.run.steps=2000.", FLAGS)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of this run: checkpoints, metrics.jsonl, TensorBoard logs, previews.",
     flag_values=FLAGS,
@@ -25,6 +24,7 @@ WORKDIR = flags.DEFINE_string(
 def main() -> None:
     experiment = bind(Experiment, cli.required(CONFIG))
     workdir = cli.required(WORKDIR)
+    processes.check_alone("train")
     cli.quiet_libraries()
     _keep_compilations(workdir)
     from ig_jax.training.loop import (
@@ -39,7 +39,7 @@ def _keep_compilations(workdir: str) -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(workdir), "compilations"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(os.path.expanduser(workdir)), "compilations"))
         # The digests of a restored state alone are dozens of programs of less than JAX's least time, a second.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

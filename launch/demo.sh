@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine to guided samples of real images: install, train, compare, measure. Run it again to resume.
-#   bash launch/demo.sh [workdir]         default runs/digits; about 4 minutes on 2 CPU cores, without the download
+#   bash launch/demo.sh [workdir]         default runs/digits; 3 to 4 minutes on 2 CPU cores, without the download
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh

@@ -35,7 +35,7 @@ def test_commands_parse_their_flags_before_anything_heavy_is_imported():
 def test_no_step_waits_for_tensorflow(tmp_path):
     python(f"""
 import pathlib, sys
-from ig_jax.training.loop import TensorBoard
+from ig_jax.training.board import TensorBoard
 with TensorBoard(pathlib.Path({str(tmp_path)!r})) as board:
     assert "tensorflow" not in sys.modules
     board.scalars(1, {{"loss/total": 2.0}})

@@ -12,6 +12,7 @@ from ig_jax.benchmarking.cases import Case
 from ig_jax.benchmarking.compare import Variant
 from ig_jax.benchmarking.timing import Spread, ratio
 from ig_jax.errors import UserError
+from ig_jax.files import writing
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # What the optimizer and one EMA must move for a parameter in float32: gradient, weight, two moments and the
@@ -142,6 +143,7 @@ def commit() -> str | None:
 
 def append(path: Path, lines: list[dict]) -> None:
     """Add the records to a file of JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(line, default=str) + "\n" for line in lines)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(json.dumps(line, default=str) + "\n" for line in lines)

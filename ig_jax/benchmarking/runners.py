@@ -24,7 +24,7 @@ class Data(Train):
 
 
 class Start:
-    """A run from its beginning to its third step, as `train` does it, with every compilation counted."""
+    """A run from its beginning to its third step, as `train` does it; the compilations of the steps are counted."""
 
     STEPS = 3
 

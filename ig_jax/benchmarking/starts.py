@@ -1,5 +1,6 @@
 """How long a run takes to its first step, from nothing and again from JAX's persistent compilation cache."""
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,18 +23,17 @@ def start_twice(variant: Variant, said: Callable[[Variant, str], None]) -> None:
         for name in ("first", "second"):
             began = time.time()
             try:
-                worker = start_ours("compile", variant.case, **variables)
+                with contextlib.closing(start_ours("compile", variant.case, **variables)) as worker:
+                    extras = worker.finish() if name == "first" else None
             except (Failed, UserError) as failure:
                 variant.failure = failure
                 return
             seconds = worker.report["first_step_at"] - began
             if name == "first":
-                variant.report = worker.report
-                variant.extras = worker.finish()
+                variant.report, variant.extras = worker.report, extras
             else:
                 variant.report["compiled_again"] = worker.report["cache_misses"]
             variant.report |= {f"{name}_start_s": seconds, f"{name}_start_cpu_s": worker.report["first_step_cpu"]}
-            worker.close()
             said(variant, f"{name} start {seconds:.1f} s")
 
 

@@ -72,7 +72,7 @@ class Ode(_StateIsLatents):
     reverse: bool = False
 
     def __post_init__(self):
-        check(self.shift > 0, "shift", self.shift, "greater than 0 (1 is off)")
+        check(0 < self.shift < np.inf, "shift", self.shift, "a number greater than 0 (1 is off)")
 
     def grid(self, path: str, steps: int) -> np.ndarray:
         """steps + 1 sigma-times, float64, in the order of integration."""
@@ -109,7 +109,8 @@ class Heun(Ode):
     """Euler corrected by the mean of the slopes at both ends, on all but the last step: 2 steps - 1
     evaluations.
 
-    Both evaluations of a step take the guidance of its beginning, as the release's loop does. Second order.
+    Both evaluations of a step are guided where its beginning is, as in the release's loop; a scale that is a table
+    over sigma is read at each. Second order.
     Source: CVL-UESTC/Internal-Guidance SiT/samplers.py, euler_sampler(heun=True).
     """
 
@@ -186,7 +187,7 @@ def _sbdm(path: str, t: float) -> float:
 @dataclasses.dataclass(frozen=True)
 class EulerMaruyama(_StateIsLatents):
     """The reverse SDE on linspace(1, last_step_size, steps), then one noiseless step to 0: `steps`
-    evaluations.
+    evaluations, one less without that step.
 
     diffusion_form, diffusion_norm: D(t), see DIFFUSION_FORMS; the defaults are the IG release's, g^2 = 2 D
     = 2t. last_step: "mean" (the drift), "tweedie" (the denoised data), "euler" (the ODE's slope) or "none"
@@ -205,7 +206,7 @@ class EulerMaruyama(_StateIsLatents):
     def __post_init__(self):
         check(self.diffusion_form in DIFFUSION_FORMS, "diffusion_form", self.diffusion_form,
               f"one of {', '.join(DIFFUSION_FORMS)}")
-        check(self.diffusion_norm > 0, "diffusion_norm", self.diffusion_norm, "greater than 0")
+        check(0 < self.diffusion_norm < np.inf, "diffusion_norm", self.diffusion_norm, "a number greater than 0")
         check(self.last_step in LAST_STEPS, "last_step", self.last_step, f"one of {', '.join(LAST_STEPS)}")
         check(0 < self.last_step_size < 1, "last_step_size", self.last_step_size, "in (0, 1) of sigma-time")
 

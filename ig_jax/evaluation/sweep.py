@@ -47,12 +47,19 @@ def setting(recipe: Recipe) -> str:
     return " + ".join(parts) or "none"
 
 
+def count(ig_scales: Sequence[float], cfg_scales: Sequence[float]) -> int:
+    """How many recipes `sweep` tries."""
+    each = len(ig_scales) + len(cfg_scales)
+    return 1 + each + (each - 1 if ig_scales and cfg_scales else 0)
+
+
 def sweep(
     draw: Callable[[Recipe], np.ndarray], labels: np.ndarray, ruler: Ruler, base: Recipe,
     ig_scales: Sequence[float], cfg_scales: Sequence[float],
 ) -> list[dict]:
     """Rows for no guidance, every w, every s, and w x s along the best of each (a coordinate search).
 
+    Either list may be empty.
     `draw(recipe)` gives images uint8 [N, H, W, C] for `labels` [N]; the noise is the same for every recipe.
     """
 
@@ -63,6 +70,8 @@ def sweep(
     rows = [measured("none", 1.0, 1.0)]
     rows += [measured("IG", w, 1.0) for w in ig_scales]
     rows += [measured("CFG", 1.0, s) for s in cfg_scales]
+    if not ig_scales or not cfg_scales:
+        return rows
     best_w = best(rows, "IG")["recipe"]["ig_scale"]
     best_s = best(rows, "CFG")["recipe"]["cfg_scale"]
     pairs = {(w, best_s) for w in ig_scales} | {(best_w, s) for s in cfg_scales}

@@ -21,6 +21,7 @@ class Autoencoder(NamedTuple):
 
     config: autoencoder.AutoencoderConfig
     params: dict
+    digest: str  # sha256 over the digests of all arrays: names these weights beside every image
 
 
 def load_autoencoder(directory: str | Path, scaling: latents.LatentScaling) -> Autoencoder:
@@ -28,7 +29,8 @@ def load_autoencoder(directory: str | Path, scaling: latents.LatentScaling) -> A
     check(needs_autoencoder(scaling), "autoencoder", str(directory), "left out for a model of pixels")
     from ig_jax.interop import autoencoder_checkpoint
 
-    found = Autoencoder(*autoencoder_checkpoint.load(directory))
+    digest = autoencoder_checkpoint.digest(directory)
+    found = Autoencoder(*autoencoder_checkpoint.load(directory), digest)
     check(found.config.latent_channels == scaling.channels, "autoencoder latent_channels",
           found.config.latent_channels, f"{scaling.channels}, the channels of the {scaling.name} latents")
     return found

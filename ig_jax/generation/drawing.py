@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ig_jax.generation.images import BLACK, GREY, WHITE
+from ig_jax.generation.images import BLACK, GREY, WHITE, text_width
 
 LINE, BLUE = (222, 222, 222), (31, 95, 191)
 TEXT = 18  # pixels
@@ -30,11 +30,11 @@ def table(
     """Pictures uint8 [h, w, 3] of one size in rows, with a title over each column and before each row."""
     font, small = ImageFont.load_default(size=TEXT), ImageFont.load_default(size=round(0.85 * TEXT))
     height, width = cells[0][0].shape[:2]
-    wide = max([width] + [_width(title, font) for title in columns])
+    wide = max([width] + [text_width(title, font) for title in columns])
     margin, gap = 2 * TEXT, TEXT // 2
-    left = margin + max(_width(title, font) for title in (*rows, corner)) + TEXT
+    left = margin + max(text_width(title, font) for title in (*rows, corner)) + TEXT
     top = margin + 2 * TEXT
-    right = max(left + len(columns) * (wide + gap) - gap, margin + _width(caption, small)) + margin
+    right = max(left + len(columns) * (wide + gap) - gap, margin + text_width(caption, small)) + margin
     bottom = top + len(rows) * (height + gap) + (2 * TEXT if caption else 0) + margin
     page = Image.new("RGB", (right, bottom), WHITE)
     draw = ImageDraw.Draw(page)
@@ -84,7 +84,3 @@ def _nice_step(most: float) -> float:
     rough = max(most, 1e-12) / 4
     power = 10.0 ** np.floor(np.log10(rough))
     return float(next(m * power for m in (1, 2, 5, 10) if m * power >= rough))
-
-
-def _width(text: str, font: ImageFont.FreeTypeFont) -> int:
-    return int(np.ceil(font.getlength(text)))

@@ -49,7 +49,7 @@ class Folder:
             raise UserError(f"out={str(self.path)!r} must be a writable directory ({error.strerror}); "
                             "choose another --out") from error
         for folder in {self.path, self._parts}:
-            for leftover in folder.glob(".*.tmp"):
+            for leftover in folder.glob(f".*.{'[0-9a-f]' * 8}.tmp"):  # of atomic_file
                 leftover.unlink(missing_ok=True)
         self.write_record(record)
 
@@ -86,6 +86,10 @@ class Folder:
         there = {path.name for path in self._parts.glob(f"*{self._suffix}")}
         return np.array([self.part(i).name not in there for i in range(self.count)])
 
+    def whole(self) -> bool:
+        """Whether every sample is there, and the archive where one was asked for."""
+        return not self.missing().any() and ("npz" not in self.save or self._archive.exists())
+
     def write(self, index: int, sample: np.ndarray) -> None:
         """One sample: uint8 [H, W, C] image or float32 latent."""
         if self._suffix == ".png":
@@ -114,7 +118,7 @@ class Folder:
         """The grid, the archive and last the record, from finished parts."""
         if "latents" not in self.save and not ("npz" in self.save and self._archive.exists()):
             shown = np.stack([self.read(i) for i in range(min(self.count, GRID))])
-            zoom = max(1, round(images.COMFORTABLE / shown.shape[1]))
+            zoom = images.comfortable_zoom(shown.shape[1])
             picture = images.grid(shown, columns=min(10, len(shown)), zoom=zoom)
             images.write_png(self.path / "grid.png", picture)
             if "npz" in self.save:

@@ -1,7 +1,7 @@
 """Samples from a model: one jitted program from sample indices to latents, the same images on any machine.
 
 The noise, label and increments of sample i are functions of (seed, i) alone, so batch size, device count and
-restarts change no image. Training previews, `sample` and `evaluate` all come through here.
+restarts change nothing but rounding: a compiler may order the sums of another batch size differently. Training previews, `sample` and `evaluate` all come through here.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from ig_jax.diffusion.process import ProcessConfig
 from ig_jax.diffusion.randomness import Purpose, address
 from ig_jax.errors import UserError
 from ig_jax.generation.recipe import Recipe
-from ig_jax.models import dit, latents
+from ig_jax.models import dit
 from ig_jax.parallel.mesh import batch_shards
 from ig_jax.parallel.sharding import (
     batch_sharding,
@@ -232,18 +232,3 @@ def check_finite(values: np.ndarray, recipe: Recipe) -> None:
     mend = "give more steps or a larger rtol" if recipe.solver == "dopri5" else "lower the guidance scales"
     raise UserError(f"solver={recipe.solver!r} with steps={recipe.steps} must give finite samples, "
                     f"but some are not; {mend}")
-
-
-def generate(
-    params: Params, recipe: Recipe, *, model: dit.DiTConfig, process: ProcessConfig, uint8_rule: str, mesh: Mesh,
-    seed: int, labels: np.ndarray, batch_size: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches (indices int, images uint8 [b, H, W, C]) of the samples 0 .. len(labels) - 1 of a model of
-    pixels.
-    """
-    batches = draw(
-        params, recipe, model=model, process=process, mesh=mesh, seed=seed, indices=np.arange(len(labels)),
-        labels=np.asarray(labels, np.int32), batch_size=batch_size,
-    )
-    for batch in batches:
-        yield batch.indices, np.asarray(latents.to_uint8(batch.latents, uint8_rule))[: len(batch.indices)]

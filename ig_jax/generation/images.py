@@ -14,6 +14,11 @@ WHITE, BLACK, GREY = (255, 255, 255), (24, 24, 24), (110, 110, 110)
 COMFORTABLE = 48  # pixels a side at which the strokes of an 8x8 digit are easy to judge
 
 
+def comfortable_zoom(side: int) -> int:
+    """How many times to enlarge images of `side` pixels for people to look at."""
+    return max(1, round(COMFORTABLE / side))
+
+
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Write one image, uint8 (H,W), (H,W,1) or (H,W,3), as a PNG.
 
@@ -99,7 +104,7 @@ def comparison(panels: Mapping[str, np.ndarray], *, row_labels: Sequence[str], z
     check(len(row_labels) > 0 and count % len(row_labels) == 0, "row_labels", list(row_labels),
           f"so many that they divide the {count} images of a panel")
     if zoom is None:
-        zoom = max(1, round(COMFORTABLE / height))
+        zoom = comfortable_zoom(height)
     # Strokes of small images reach the edge: a thin gap would let neighbours run into one another.
     gap = max(2, min(height * zoom // 8, 8))
     grids = [grid(array, columns=count // len(row_labels), zoom=zoom, gap=gap) for array in arrays]
@@ -113,15 +118,15 @@ def _typeset(blocks: dict[str, np.ndarray], row_labels: list[str], *, side: int,
     large, small = ImageFont.load_default(size=round(1.25 * body)), ImageFont.load_default(size=body)
     heads = [title.split("\n") for title in blocks]
     margin, between, leading = 2 * body, 2 * body, round(1.45 * body)
-    label_width = max(_width(label, small) for label in row_labels) + body
+    label_width = max(text_width(label, small) for label in row_labels) + body
     # A title may be wider than its block (one column of small images): the panel then grows to hold it.
     block_height, block_width = next(iter(blocks.values())).shape[:2]
-    panel = max([block_width] + [_width(line, large if i == 0 else small) for head in heads
+    panel = max([block_width] + [text_width(line, large if i == 0 else small) for head in heads
                                  for i, line in enumerate(head)])
     top = margin + 2 * body + leading * (max(map(len, heads)) - 1)
     bottom = top + block_height + (2 * leading if caption else 0) + margin
     right = margin + label_width + len(blocks) * (panel + between) - between
-    right = max(right, margin + label_width + _width(caption, small)) + margin
+    right = max(right, margin + label_width + text_width(caption, small)) + margin
     page = Image.new("RGB", (right, bottom), WHITE)
     draw = ImageDraw.Draw(page)
     for row, label in enumerate(row_labels):
@@ -137,7 +142,7 @@ def _typeset(blocks: dict[str, np.ndarray], row_labels: list[str], *, side: int,
     return np.asarray(page)
 
 
-def _width(text: str, font: ImageFont.FreeTypeFont) -> int:
+def text_width(text: str, font: ImageFont.FreeTypeFont) -> int:
     """Width of one line of text in pixels, rounded up."""
     return int(np.ceil(font.getlength(text)))
 

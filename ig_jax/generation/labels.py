@@ -32,18 +32,18 @@ def labels_for(indices: np.ndarray, protocol: str, num_classes: int, seed: int) 
 
 def _read(protocol: str) -> np.ndarray:
     """Whole numbers [n], n >= 1, from a list or a file."""
-    path = Path(protocol)
+    path = Path(protocol).expanduser()
     try:
         if path.suffix == ".npy":
             listed = np.load(path, allow_pickle=False)
         else:
-            text = path.read_text().split() if path.suffix else protocol.split(",")
+            text = path.read_text().split() if path.suffix or path.is_file() else protocol.split(",")
             listed = np.array([int(part) for part in text], np.int64)
     except OSError as error:
         raise UserError(f"labels={protocol!r} cannot be read: {error.strerror or error}") from error
-    except ValueError:
-        listed = np.empty(0)
-    if listed.ndim != 1 or listed.size == 0 or not np.issubdtype(listed.dtype, np.integer):
+    except (ValueError, EOFError, OverflowError):
+        listed = None
+    if not isinstance(listed, np.ndarray) or listed.ndim != 1 or listed.size == 0 or not np.issubdtype(listed.dtype, np.integer):
         raise UserError(f"labels={protocol!r} must be balanced, random, a list such as 3,1,4, or a .npy or text "
                         "file of whole numbers")
     return listed

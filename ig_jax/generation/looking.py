@@ -86,7 +86,7 @@ def guidance_map(draw: Draw, recipe: Recipe, axes: Axes, caption: str) -> np.nda
 
 
 def _cell(batch: np.ndarray) -> np.ndarray:
-    zoom = max(1, round(images.COMFORTABLE / batch.shape[1]))
+    zoom = images.comfortable_zoom(batch.shape[1])
     return images.grid(batch, columns=int(np.ceil(np.sqrt(len(batch)))), zoom=zoom, gap=max(2, zoom // 2))
 
 
@@ -109,7 +109,7 @@ def gap_along(program: Program, params: dict[str, jax.Array], scales, labels: np
     Raises: UserError for a model without a head, and for a solver that carries more than the latents.
     """
     check(len(program.model.inter_depth) > 0, "gap", True, "left out for a model without an intermediate head")
-    probe = object()
+    probe = np.zeros(1)
     carries_latents = hasattr(program.solver, "rows") and program.solver.start(probe) is probe
     check(carries_latents and program.weak is None, "gap", True,
           "asked of a solver with a fixed grid and no memory, without autoguidance",

@@ -5,10 +5,13 @@ that begins at its time 0.19 ends at sigma 0.81 here, and its 125 grid points ar
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from ig_jax.errors import check
-from ig_jax.generation.recipe import Recipe
-from ig_jax.models.dit import DiTConfig
+from ig_jax.models.dit_config import DiTConfig
+
+if TYPE_CHECKING:
+    from ig_jax.generation.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +49,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "dit": Preset("dit", dict(solver="ddpm", steps=250), 9.62, "DiT-XL/2, 7M steps: arXiv 2212.09748"),
 }
-_PLAIN = dict(ig_scale=1.0, cfg_scale=1.0, ig_interval=(0.0, 1.0), cfg_interval=(0.0, 1.0))
+PLAIN = dict(ig_scale=1.0, cfg_scale=1.0, ig_interval=(0.0, 1.0), cfg_interval=(0.0, 1.0))
 
 
 def family_of(model: DiTConfig) -> str:
@@ -56,10 +59,14 @@ def family_of(model: DiTConfig) -> str:
     return "dit" if model.sigma_channels == "variance" else "sit"
 
 
-def preset(name: str, model: DiTConfig) -> Recipe:
+def preset(name: str, model: DiTConfig) -> "Recipe":
     """The recipe of a preset.  Raises: UserError for an unknown name or a model of another family."""
+    from ig_jax.generation.recipe import (
+        Recipe,  # late: brings JAX, and `convert` reads these recipes before that
+    )
+
     check(name in PRESETS, "preset", name, f"one of {', '.join(PRESETS)}")
     chosen, family = PRESETS[name], family_of(model)
     check(chosen.family == family, "preset", name, f"one for {family}, the family of this checkpoint",
           f"those are {', '.join(key for key, value in PRESETS.items() if value.family == family)}")
-    return Recipe(**(_PLAIN | chosen.recipe))
+    return Recipe(**(PLAIN | chosen.recipe))

@@ -13,7 +13,8 @@ from ig_jax.generation.recipe import GUIDANCES, Recipe
 from ig_jax.parallel import processes
 
 PACKAGES = ("ig_jax", "jax", "flax", "numpy")
-FIXED = ("kind", "checkpoint", "weak", "recipe", "seed", "num", "labels", "save", "map")  # of a folder
+# What is fixed of a folder.
+FIXED = ("kind", "checkpoint", "weak", "autoencoder", "recipe", "seed", "num", "labels", "labels_sha256", "save", "map")
 
 
 def describe(model, recipe: Recipe, **asked) -> dict:
@@ -24,6 +25,7 @@ def describe(model, recipe: Recipe, **asked) -> dict:
     fixed_grid = hasattr(method, "rows")
     return json.loads(json.dumps(asked | {
         "checkpoint": _identity(model), "weak": _identity(model.weak) if model.weak else None,
+        "autoencoder": model.autoencoder.digest if model.autoencoder and asked["save"] != ["latents"] else None,
         "recipe": dataclasses.asdict(recipe), "solver": dataclasses.asdict(method),
         # Sigma-times at which the network runs; an adaptive solver chooses them.
         "grid": [t for row in method.rows(e.process.kind, recipe.steps) for t in row.lookup] if fixed_grid else None,
@@ -43,14 +45,15 @@ def _identity(model) -> dict:
 def nothing_to_do(folder: Folder, record: dict) -> bool:
     """Whether the folder is finished.  Raises: UserError when it holds something else."""
     found = folder.record()
-    if found is None:
-        return False
+    samples = record["kind"] in ("samples", "decode")
+    if found is None or samples and not found["finished"] and folder.missing().all():
+        return False  # nothing is there, or what was begun has come to nothing
     for key in FIXED:
         if found.get(key) != record.get(key):
             raise UserError(f"--out={str(folder.path)!r} holds images of another {key} "
                             f"({_difference(found.get(key), record.get(key))}); choose another --out")
-    # A sample that someone removed is drawn again.
-    if not found["finished"] or (record["kind"] in ("samples", "decode") and folder.missing().any()):
+    # A sample or an archive that someone removed is made again.
+    if not found["finished"] or samples and not folder.whole():
         return False
     if processes.is_first():
         print(f"nothing to do: {folder.path} already holds these images")

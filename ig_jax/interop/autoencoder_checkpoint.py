@@ -82,13 +82,18 @@ def describe_directory(directory: str | os.PathLike) -> tuple[AutoencoderConfig,
                         "make one with python -m ig_jax.convert --from=FILE --out=DIR")
     try:
         content = json.loads(file.read_text())
-        digest = content.pop("sha256")
+        stored = content.pop("sha256")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(directory, f"{FILE}: {first_line(error)}") from error
-    if digest != _sha256(content):
+    if stored != _sha256(content):
         raise _damaged(directory, f"{FILE} does not match its digest")
     check(content["format"] == _FORMAT, f"{file} format", content["format"], str(_FORMAT), "use a newer ig_jax")
     return AutoencoderConfig(**content["config"]), content["naming"], content["arrays"]
+
+
+def digest(directory: str | os.PathLike) -> str:
+    """sha256 over the digests of its arrays, which names the weights.  Raises: UserError as `describe_directory`."""
+    return _sha256(describe_directory(directory)[2])
 
 
 def _sha256(content: Mapping) -> str:

@@ -5,24 +5,23 @@ A sampler reads model, latents, process and sample; the other sections are valid
 
 import dataclasses
 
+from ig_jax.generation.presets import PLAIN, PRESETS
 from ig_jax.interop.claims import Claims
 from ig_jax.models.autoencoder_config import SD_VAE, VA_VAE
 from ig_jax.models.dit_config import DiTConfig
 
 ARITHMETIC = dict(dtype="float32", scan_blocks=False, remat="none")  # that of the published numbers
 
-# How each family is sampled, by (family, whether it has an intermediate head); intervals in sigma-time.
-# Source: arXiv 2512.24176 with a head (FID 1.46 of SiT-XL/2, 1.19 of LightningDiT-XL/1), else the SiT and DiT
-# papers.
-_OFF = dict(ig_scale=1.0, cfg_scale=1.0, ig_interval=(0.0, 1.0), cfg_interval=(0.0, 1.0))
-_HEUN = dict(solver="trapezoid", steps=124, shift=0.3)  # LightningDiT's 125 grid points
+# How each family is sampled, by (family, whether it has an intermediate head): the preset of its paper, with
+# guidance where that has none.
+_PUBLISHED = {name: preset.recipe for name, preset in PRESETS.items()}
 _RECIPES = {
-    ("sit", True): dict(solver="sde", steps=250, ig_scale=1.4, cfg_scale=1.35, cfg_interval=(0.0, 0.7)),
-    ("sit", False): dict(solver="sde", steps=250, cfg_scale=1.5),
-    ("lightningdit", True): _HEUN | dict(ig_scale=1.4, cfg_scale=1.45, cfg_interval=(0.0, 0.81)),
-    ("lightningdit", False): _HEUN | dict(cfg_scale=1.45, cfg_interval=(0.0, 0.81)),
-    ("dit", True): dict(solver="ddpm", steps=250, ig_scale=1.4, cfg_scale=1.5),
-    ("dit", False): dict(solver="ddpm", steps=250, cfg_scale=1.5),
+    ("sit", True): _PUBLISHED["sit-xl-ig-cfg"],
+    ("sit", False): _PUBLISHED["sit"] | dict(cfg_scale=1.5),
+    ("lightningdit", True): _PUBLISHED["lightningdit-ig-cfg"],
+    ("lightningdit", False): _PUBLISHED["lightningdit"] | dict(cfg_scale=1.45, cfg_interval=(0.0, 0.81)),
+    ("dit", True): _PUBLISHED["dit"] | dict(ig_scale=1.4, cfg_scale=1.5),
+    ("dit", False): _PUBLISHED["dit"] | dict(cfg_scale=1.5),
 }
 # SiT narrower than XL: the paper has IG alone, on high and middle noise (FID 16.19 of SiT-B/2 at 80 epochs).
 _SMALL_SIT = dict(solver="sde", steps=250, ig_scale=2.3, ig_interval=(0.3, 1.0))
@@ -80,4 +79,4 @@ def _data_set(model: DiTConfig, latents: str) -> str:
 def recipe(family: str, width: int, head: bool) -> dict:
     """The paper's way of sampling this family and width."""
     small = family == "sit" and head and width < _XL_WIDTH
-    return _OFF | (_SMALL_SIT if small else _RECIPES[family, head])
+    return PLAIN | (_SMALL_SIT if small else _RECIPES[family, head])

@@ -56,7 +56,7 @@ class Record:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the zip directory says of one entry; `end` is where the next one, or the directory, begins."""
+    """What the zip directory says of one entry."""
 
     header: int
     name: str

@@ -32,6 +32,8 @@ CHIPS = {
         Chip("v5e", ("TPU v5 lite", "TPU v5e"), int(15.75 * GIB), 819 * GB, 197 * TERA, 197 * TERA, 200 * GB),
         Chip("v5p", ("TPU v5p", "TPU v5"), int(95.74 * GIB), 2765 * GB, 459 * TERA, 459 * TERA, 600 * GB),
         Chip("v6e", ("TPU v6 lite", "TPU v6e"), int(31.25 * GIB), 1640 * GB, 918 * TERA, 918 * TERA, 448 * GB),
+        Chip("a100-40gb", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 40 * 10**9, 1555 * GB, 312 * TERA,
+             156 * TERA, 300 * GB),
         Chip("a100", ("NVIDIA A100",), 80 * 10**9, 2039 * GB, 312 * TERA, 156 * TERA, 300 * GB),
         Chip("h100", ("NVIDIA H100",), 80 * 10**9, 3350 * GB, 989 * TERA, 494 * TERA, 450 * GB),
         Chip("h200", ("NVIDIA H200",), 141 * 10**9, 4800 * GB, 989 * TERA, 494 * TERA, 450 * GB),
@@ -40,7 +42,7 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The datasheet of a jax.Device.device_kind, None for one that is not listed (a CPU among them)."""
+    """The datasheet of a jax.Device.device_kind, the first that fits; None for one not listed, a CPU among them."""
     return next((c for c in CHIPS.values() if device_kind.startswith(c.kinds)), None)
 
 

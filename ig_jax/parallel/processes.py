@@ -4,7 +4,7 @@
   IG_JAX_PROCESS      which one this is, 0 for the first
   IG_JAX_COORDINATOR  host:port of the first
 
-Without them one process runs alone. See launch/.
+Without them one process runs alone. launch/local.sh sets them.
 """
 
 import os
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, check
 
 NAMES = ("IG_JAX_PROCESSES", "IG_JAX_PROCESS", "IG_JAX_COORDINATOR")
 TIMEOUT = 120  # seconds to wait for the others at the start
@@ -31,12 +31,18 @@ def initialize() -> None:
     numbers = processes.isdigit() and process.isdigit()
     if not (numbers and coordinator and int(process) < int(processes)):
         raise UserError(f"{', '.join(NAMES)}={values} must be a count, a number below it and host:port; "
-                        "start with a script in launch/")
+                        "start with launch/local.sh, or set all three")
     try:
         jax.distributed.initialize(coordinator, int(processes), int(process), initialization_timeout=TIMEOUT)
     except RuntimeError as error:
         raise UserError(f"{NAMES[2]}={coordinator!r} did not gather {processes} processes in {TIMEOUT} s: "
                         f"{str(error).splitlines()[0]}") from error
+
+
+def check_alone(what: str) -> None:
+    """Raise UserError where a launcher has started several processes of something that runs in one."""
+    count = os.environ.get(NAMES[0], "1")
+    check(count == "1", NAMES[0], count, f"1 for {what}", "it uses all devices of one host")
 
 
 def is_first() -> bool:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
-from ig_jax.errors import UserError
+from ig_jax.errors import UserError, second_to
 from ig_jax.parallel.storage import abandoned_unheard, describe, first_line, leaf_names
 from ig_jax.training.state import TrainState
 
@@ -87,11 +87,8 @@ class Checkpoints:
 
     def __exit__(self, kind, *exception) -> None:
         try:
-            self.wait()
-        except UserError as error:
-            if not kind:
-                raise
-            print(f"ig_jax: warning: {error}", file=sys.stderr, flush=True)  # beside what ended the run
+            with second_to(kind):
+                self.wait()
         finally:
             self._manager.close()
             self._empty_trash()

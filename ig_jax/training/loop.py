@@ -9,13 +9,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from clu import asynclib
 
-from ig_jax.config import Experiment
+from ig_jax.config import Experiment, bind
 from ig_jax.data import pipeline
 from ig_jax.errors import Diverged, Preempted
-from ig_jax.generation import images
-from ig_jax.generation.generate import generate
+from ig_jax.generation import decode, images
+from ig_jax.generation.generate import draw
 from ig_jax.generation.labels import labels_for
 from ig_jax.models import cost, dit
 from ig_jax.parallel.mesh import check_batch, make_mesh
@@ -23,9 +22,10 @@ from ig_jax.parallel.sharding import batch_sharding
 from ig_jax.progress import Progress
 from ig_jax.training import checkpoints as ckpt
 from ig_jax.training import workdir as wd
+from ig_jax.training.board import TensorBoard
 from ig_jax.training.memory import Fit
 from ig_jax.training.program import TrainProgram
-from ig_jax.training.start import starting_weights
+from ig_jax.training.start import ARITHMETIC, check_same_network, starting_weights
 from ig_jax.training.state import TrainState, born_sharded
 
 PACKAGES = ("ig_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
@@ -50,6 +50,7 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
 
             def before_reading(meta):
                 pipeline.check_fingerprint(meta["data"], fingerprint)
+                check_same_network(experiment, bind(Experiment, meta["config"]), ARITHMETIC, "the checkpoint of this run")
                 if meta["step"] < experiment.run.steps:
                     compiled()  # while the state is read: for a large network on a pod either takes a minute
 
@@ -61,10 +62,10 @@ def train(experiment: Experiment, workdir: str) -> TrainState:
                 "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
                 "devices": jax.device_count(),
             })
-            run.describe(int(state.step), program.fit)
             if int(state.step) >= experiment.run.steps:
                 print(f"nothing to do: {directory} already holds step {int(state.step)}")
                 return state
+            run.describe(int(state.step), program.fit)
             return run.steps(compiled().result(), state)
 
 
@@ -113,12 +114,12 @@ class Run:
                 saves = last or bool(stopping) or self._due(done, e.run.checkpoint_every)
                 if logs or saves:
                     values = self._finite(done, wd.as_floats(metrics))
+                if saves:
+                    self.saver.save(state, self.meta)
                 if logs:
                     written.write(done, values)
                     board.scalars(done, {**values, "steps_per_second": progress.rate()})
                     progress.show(self._line(values, progress.rate()))
-                if saves:
-                    self.saver.save(state, self.meta)
                 if stopping and not last:
                     self.saver.wait()
                     raise Preempted(f"{stopping} at step {done}; saved, the same command goes on from there")
@@ -141,7 +142,7 @@ class Run:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise Diverged(f"{bad[0]}={values[bad[0]]} at step {step}, within the {self.experiment.run.log_every} "
-                           "steps before it; the last checkpoint is finite, lower optimizer.learning_rate and resume")
+                           "steps before it; nothing was saved since, lower optimizer.learning_rate and give the command again")
         return values
 
     def _line(self, values: dict[str, float], rate: float) -> str:
@@ -151,12 +152,14 @@ class Run:
     def _preview(self, state: TrainState, step: int) -> np.ndarray:
         """A grid drawn with the config's recipe from the first EMA, also written as a picture."""
         e = self.experiment
-        labels = labels_for(np.arange(e.run.preview_images), "balanced", e.model.num_classes, e.seed)
-        batches = generate(
-            state.ema[e.ema.names[0]], e.sample, model=e.model, process=e.process, uint8_rule=e.latents.uint8_rule,
-            mesh=self.mesh, seed=e.seed, labels=labels, batch_size=e.run.preview_images,
+        indices = np.arange(e.run.preview_images)
+        batches = draw(
+            state.ema[e.ema.names[0]], e.sample, model=e.model, process=e.process, mesh=self.mesh, seed=e.seed,
+            indices=indices, labels=labels_for(indices, "balanced", e.model.num_classes, e.seed), batch_size=len(indices),
         )
-        picture = images.grid(np.concatenate([batch for _, batch in batches]), columns=e.model.num_classes)
+        to_uint8 = decode.make_decoder(self.mesh, e.latents, None)  # a preview is of pixels
+        drawn = np.concatenate([np.asarray(to_uint8(batch.latents)) for batch in batches])[: len(indices)]
+        picture = images.grid(drawn, columns=e.model.num_classes)
         (self.directory / "previews").mkdir(exist_ok=True)
         images.write_png(self.directory / "previews" / f"step_{step:07d}.png", picture)
         return picture
@@ -169,33 +172,3 @@ def parameter_table(model) -> str:
         group = name.split(".")[0]
         groups[group] = groups.get(group, 0) + math.prod(leaf.shape)
     return "\n".join(f"  {name:<14}{count:>14,}" for name, count in groups.items())
-
-
-class TensorBoard:
-    """Scalars and previews through clu, in the background; an error comes out of the next call."""
-
-    def __init__(self, directory: Path):
-        self._directory = directory / "tensorboard"
-        self._pool = asynclib.Pool("tensorboard", max_workers=1)
-
-    def __enter__(self) -> "TensorBoard":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._pool.close()
-        if "_writer" in vars(self):
-            self._writer.close()
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._pool(lambda: self._writer.write_scalars(step, values))()
-
-    def image(self, step: int, picture: np.ndarray) -> None:
-        """One picture uint8 [h, w, 3]."""
-        self._pool(lambda: self._writer.write_images(step, {"preview": picture[None]}))()
-
-    @functools.cached_property
-    def _writer(self):
-        """Made by the first write, in the background: clu brings TensorFlow, two seconds that no step waits for."""
-        from clu import metric_writers
-
-        return metric_writers.SummaryWriter(str(self._directory))

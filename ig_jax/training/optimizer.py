@@ -18,7 +18,7 @@ class OptimizerConfig:
     """What every optimizer reads. Durations in steps."""
 
     learning_rate: float
-    schedule: str  # "constant" | "cosine" (to 0 at the last step), after the warm-up
+    schedule: str  # "constant" | "cosine" (to 0 at the end), after the warm-up
     warmup_steps: int
     b1: float  # of Adam
     b2: float
@@ -121,9 +121,8 @@ class EmaConfig:
 
     def rate(self, name: str, step: jax.Array) -> jax.Array:
         """1 - decay of the EMA `name` for the update at `step` (0-based), float32."""
-        decay = jnp.float32(float(name))
-        n = step.astype(jnp.float32)
-        return 1 - (jnp.minimum(decay, (1 + n) / (10 + n)) if self.warmup else decay)
+        rate = jnp.float32(1 - float(name))  # the difference in float64: in float32 0.9999 would be off by 2e-4 of it
+        return jnp.maximum(rate, 9 / (10 + step.astype(jnp.float32))) if self.warmup else rate
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[jax.Array], jax.Array]:

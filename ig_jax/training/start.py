@@ -9,8 +9,9 @@ from ig_jax.models import latents
 from ig_jax.models.dit import DiTConfig
 from ig_jax.training.state import Params
 
-# What may differ between a checkpoint and the run that starts from it: the weights mean the same.
-FREE = ("inter_depth", "inter_head_init", "dtype", "scan_blocks", "remat", "attention")
+# What may differ between a checkpoint and the run that goes on from it, or starts from it: the weights mean the same.
+ARITHMETIC = ("inter_head_init", "dtype", "scan_blocks", "remat", "attention")
+FREE = ("inter_depth", *ARITHMETIC)
 
 
 def starting_weights(experiment: Experiment, mesh: Mesh) -> Params:
@@ -22,7 +23,7 @@ def starting_weights(experiment: Experiment, mesh: Mesh) -> Params:
     if not experiment.init.checkpoint:
         return {}
     given = pretrained.load(experiment.init.checkpoint, ema=experiment.init.ema, mesh=mesh)
-    check_same_network(experiment, given.experiment)
+    check_same_network(experiment, given.experiment, FREE, "config.init.checkpoint")
     weights = renamed_heads(given.params, given.experiment.model, experiment.model)
     fresh = [d for d in experiment.model.inter_depth if d not in given.experiment.model.inter_depth]
     print(f"start       step {given.step} of {experiment.init.checkpoint}, EMA {given.ema}, "
@@ -30,13 +31,12 @@ def starting_weights(experiment: Experiment, mesh: Mesh) -> Params:
     return weights
 
 
-def check_same_network(new: Experiment, old: Experiment) -> None:
-    """Raise UserError naming the first setting that gives the checkpoint's weights another meaning."""
+def check_same_network(new: Experiment, old: Experiment, free: tuple[str, ...], where: str) -> None:
+    """Raise UserError naming the first setting that gives the weights `where` another meaning, of those not `free`."""
     for name, value in vars(new.model).items():
         stored = getattr(old.model, name)
-        check(name in FREE or value == stored, f"config.model.{name}", value,
-              f"{stored!r}, as in config.init.checkpoint")
-    check(new.process == old.process, "config.process", new.process, f"{old.process}, as in config.init.checkpoint")
+        check(name in free or value == stored, f"config.model.{name}", value, f"{stored!r}, as in {where}")
+    check(new.process == old.process, "config.process", new.process, f"{old.process}, as in {where}")
     latents.check_same(old.latents, new.latents)
 
 

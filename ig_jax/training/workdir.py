@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import signal
 import socket
@@ -75,7 +76,7 @@ class MetricsFile:
 
     def __init__(self, workdir: Path, resumed_at: int):
         self._path = workdir / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= resumed_at]
+        kept = [line for line in self._lines() if self._step(line) <= resumed_at]
         fresh = self._path.with_suffix(".tmp")
         fresh.write_text("".join(f"{line}\n" for line in kept))
         os.replace(fresh, self._path)
@@ -84,7 +85,15 @@ class MetricsFile:
         """Whole lines; a process killed while writing leaves at most one torn line, the last."""
         if not self._path.exists():
             return []
-        return self._path.read_text().split("\n")[:-1]
+        return self._path.read_text(errors="replace").split("\n")[:-1]
+
+    @staticmethod
+    def _step(line: str) -> float:
+        """Infinity for a line that is none, as a machine that lost its power may leave."""
+        try:
+            return json.loads(line)["step"]
+        except (ValueError, TypeError, LookupError):
+            return math.inf
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line; float32 values are written so that they read back to the same bits."""

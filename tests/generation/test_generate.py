@@ -190,7 +190,7 @@ def test_latents_go_through_the_autoencoder_that_was_given():
     params = nnx.to_pure_dict(nnx.state(autoencoder, nnx.Param))
     e = tiny.experiment(channels=4)
     mesh = make_mesh(devices=jax.devices()[:2])
-    model = pretrained.Pretrained(e, {}, mesh, 0, "", "", (), autoencoder=decode.Autoencoder(config, params))
+    model = pretrained.Pretrained(e, {}, mesh, 0, "", "", (), autoencoder=decode.Autoencoder(config, params, ""))
     latents = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype(np.float32)
     expected = to_uint8(autoencoder.decode(e.latents.denormalise(latents)), "sit")
     assert model.image_shape == (16, 16, 3) and np.asarray(expected).std() > 5
