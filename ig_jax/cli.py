@@ -40,7 +40,8 @@ def run(main: Callable[..., None], values: flags.FlagValues, doc: str, words: tu
     except KeyboardInterrupt:
         _leave(f"{signal.SIGINT.name}; {AGAIN}", errors.RESUMABLE, values)
     except OSError as error:
-        if _nobody_reads():
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer
             _leave(f"nobody reads what this prints; {AGAIN}", errors.RESUMABLE, values)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -50,16 +51,6 @@ def run(main: Callable[..., None], values: flags.FlagValues, doc: str, words: tu
 
 def _stop(number: int, frame) -> None:
     raise errors.Preempted(f"{signal.Signals(number).name}; {AGAIN}")
-
-
-def _nobody_reads() -> bool:
-    """Whether stdout is a pipe whose reader has left; if so nothing more is written to it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def parse(values: flags.FlagValues, words: tuple[str, ...] = ()) -> list[str]:

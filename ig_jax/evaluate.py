@@ -88,7 +88,7 @@ def make_ruler(model: pretrained.Pretrained, data: DataConfig, out: Path) -> swe
     classes = model.experiment.model.num_classes
     sources = [open_split(data, split, model.image_shape, classes) for split in (data.split, data.test_split)]
     train, test = (_arrays(source) for source in sources)
-    path = out / f"classifier_{_name_of(sources)}.npz"
+    path = out / f"classifier_{name_of(sources)}.npz"
     if path.exists():
         classifier = features.load(path)
     else:
@@ -109,7 +109,7 @@ def make_ruler(model: pretrained.Pretrained, data: DataConfig, out: Path) -> swe
     return sweep.Ruler(classifier, scores.reference_stats(classifier, train[0]), *test)
 
 
-def _name_of(sources) -> str:
+def name_of(sources) -> str:
     """Eight characters that stand for the data, so that no classifier is taken for that of other images."""
     identity = [(source.identity, source.image_shape, source.class_names) for source in sources]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]

@@ -97,8 +97,8 @@ class Pretrained:
 
     def _checked(self, labels: Sequence[int]) -> np.ndarray:
         labels, null = np.asarray(labels), self.experiment.model.num_classes
-        check(labels.ndim == 1 and labels.size > 0 and np.issubdtype(labels.dtype, np.integer), "labels",
-              labels.tolist(), "a list of whole numbers, at least one")
+        whole = labels.ndim == 1 and (np.issubdtype(labels.dtype, np.integer) or not labels.size)
+        check(whole, "labels", labels.tolist(), "a list of whole numbers")
         strange = labels[(labels < 0) | (labels > null)].tolist()
         check(not strange, "labels", strange, f"classes in 0..{null - 1}, or {null} for none")
         return labels.astype(np.int32)
@@ -119,7 +119,7 @@ class Pretrained:
 
         Raises: UserError for labels, a seed or a batch size out of range, and for samples that are not finite.
         """
-        drawn = []
+        drawn = [np.empty((0, *self.image_shape), np.uint8)]
         for _, images in self.generate(recipe, labels, seed=seed, batch_size=batch_size):
             drawn.append(images)
             if progress:

@@ -42,7 +42,8 @@ NUM = flags.DEFINE_integer("num", 64, "Images.", **_at)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of noise, labels and increments.", **_at)
 BATCH = flags.DEFINE_integer("batch_size", 64, "Images in one pass of the program, over all devices.", **_at)
 LABELS = flags.DEFINE_string(
-    "labels", "balanced", "balanced (i mod classes), random, a list 3,1,4, or a .npy or text file.", **_at)
+    "labels", "", "balanced (i mod classes), random, a list 3,1,4, or a .npy or text file; where not given random with "
+    "--preset, as its FID was measured, and balanced otherwise.", **_at)
 EMA = flags.DEFINE_string("ema", "", "Which EMA, by its decay; the first where not given.", **_at)
 SAVE = flags.DEFINE_list("save", "png,npz", "png, npz, both, or latents (to decode later).", **_at)
 AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Directory of a latent model's autoencoder.", **_at)
@@ -99,8 +100,9 @@ def main() -> None:
     recipe = chosen_recipe(model)
     model.check(recipe)
     axes = looking.parse_axes(MAP.value) if kind == "map" else None
-    labels = labels_for(np.arange(NUM.value), LABELS.value, model.experiment.model.num_classes, SEED.value)
-    record = describe(model, recipe, kind=kind, seed=SEED.value, num=NUM.value, labels=LABELS.value,
+    protocol = LABELS.value or ("random" if PRESET.value and kind == "samples" else "balanced")
+    labels = labels_for(np.arange(NUM.value), protocol, model.experiment.model.num_classes, SEED.value)
+    record = describe(model, recipe, kind=kind, seed=SEED.value, num=NUM.value, labels=protocol,
                       labels_sha256=hashlib.sha256(labels.tobytes()).hexdigest(), save=list(folder.save),
                       preset=PRESET.value, map=MAP.value)
     if nothing_to_do(folder, record):

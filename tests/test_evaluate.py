@@ -28,16 +28,51 @@ def converted(tmp_path):
     return tiny.write(tmp_path / "run", dataclasses.replace(e, data=there)), e
 
 
+def keep_classifier(out, e) -> None:
+    """One that `evaluate` takes for its own; the real one takes 1,500 steps."""
+    sources = [open_split(e.data, split, (8, 8, 1), 10) for split in (e.data.split, e.data.test_split)]
+    sets = [source.gather(np.arange(len(source))) for source in sources]
+    arrays = [found[name] for found in sets for name in ("image", "label")]
+    out.mkdir()
+    features.save(features.train_classifier(*arrays, num_classes=10, steps=5),
+                  out / f"classifier_{evaluate.name_of(sources)}.npz")
+
+
+def test_a_network_without_a_head_is_measured_without_internal_guidance(tmp_path, monkeypatch, capsys):
+    e = tiny.experiment(inter_depth=())
+    directory = tiny.write(tmp_path / "run", e)
+    keep_classifier(tmp_path / "out", e)
+    flags = [f"--checkpoint={directory}", f"--out={tmp_path / 'out'}", "--num=20", "--batch_size=20", "--cfg_scales=1.25"]
+    run(monkeypatch, *flags)
+    assert [row["kind"] for row in json.loads((tmp_path / "out" / "table.json").read_text())["rows"]] == ["none", "CFG"]
+    said = capsys.readouterr()
+    assert "2 recipes x 20 images" in said.out and "internal guidance" not in said.out and "40/40 images" in said.err
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *flags, "--ig_scales=2")
+    assert "ig_scale=2.0 must be 1 for a model without an intermediate head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag,words", [
+    ("--ig_scales=-1,2", "ig_scale=-1.0"), ("--cfg_scales=nan", "cfg_scale"), ("--out=/proc/nowhere", "cannot write '/proc/nowhere'"),
+])
+def test_what_cannot_be_is_said_before_the_classifier_is_trained(tmp_path, monkeypatch, capsys, flag, words):
+    monkeypatch.setattr(features, "train_classifier", lambda *a, **k: pytest.fail("trained"))
+    directory = tiny.write(tmp_path / "run", tiny.experiment())
+    with pytest.raises(SystemExit) as leaves:
+        run(monkeypatch, f"--checkpoint={directory}", f"--out={tmp_path / 'out'}", "--num=20", flag)
+    assert leaves.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_classifier_is_named_after_its_images():
+    data = tiny.experiment().data
+    names = {evaluate.name_of([open_split(dataclasses.replace(data, pad=pad), split, (8 + 2 * pad, 8 + 2 * pad, 1), 10)])
+             for pad in (0, 1) for split in ("train", "test")}
+    assert len(names) == 4
+
+
 def test_a_converted_checkpoint_is_measured_against_images_that_are_named(converted, tmp_path, monkeypatch, capsys):
     directory, e = converted
-    sets = []
-    for split in (e.data.split, e.data.test_split):
-        source = open_split(e.data, split, (8, 8, 1), 10)
-        everything = source.gather(np.arange(len(source)))
-        sets += [everything["image"], everything["label"]]
-    classifier = features.train_classifier(*sets, num_classes=10, steps=5)
-    (tmp_path / "out").mkdir()
-    features.save(classifier, tmp_path / "out" / "classifier_ig_digits.npz")  # the real one takes 1,500 steps
+    keep_classifier(tmp_path / "out", e)
     flags = [f"--checkpoint={directory}", f"--out={tmp_path / 'out'}", "--num=20", "--batch_size=20",
              "--ig_scales=2", "--cfg_scales=1.25"]
     run(monkeypatch, *flags, "--data=ig_digits")

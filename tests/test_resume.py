@@ -85,10 +85,10 @@ def test_a_run_says_what_it_does_and_leaves_what_it_promises(uninterrupted):
 
 def test_a_finished_run_has_nothing_to_do(uninterrupted):
     workdir, _ = uninterrupted
-    before = final_digest(workdir)
-    again = toy.run(*command(workdir))
+    before = final_digest(workdir), (workdir / "config.json").read_text()
+    again = toy.run(*command(workdir, "--config.optimizer.learning_rate=7.0"))
     assert again.returncode == 0 and "nothing to do" in again.stdout
-    assert final_digest(workdir) == before
+    assert (final_digest(workdir), (workdir / "config.json").read_text()) == before
 
 
 def test_killed_at_random_moments_it_ends_in_the_same_bits(uninterrupted, tmp_path):
@@ -150,7 +150,13 @@ def test_a_run_that_cannot_go_on_compiles_no_step(tmp_path, lowered):
     two_steps(tmp_path)
     lowered.clear()
     two_steps(tmp_path)  # nothing is left to do
-    for changed, words in ({"model.width": 64}, "but the config wants"), ({"seed": 1}, "seed"):
+    for changed, words in (
+        ({"model.width": 64}, "but the config wants"), ({"seed": 1}, "seed"),
+        # The arrays of these have the same shapes, and would mean something else.
+        ({"model.num_heads": 4}, "config.model.num_heads=4 must be 2, as in the checkpoint of this run"),
+        ({"model.inter_depth": (2,)}, "inter_depth"), ({"process.kind": "cosine"}, "config.process"),
+        ({"latents.scale": (2.0,)}, "latent scaling"),
+    ):
         with pytest.raises(UserError, match=words):
             two_steps(tmp_path, **{"run.steps": 3, **changed})
     assert not lowered.is_set()

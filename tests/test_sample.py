@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import tiny_checkpoint as tiny
 import toy
+from flax import nnx
 from PIL import Image
 
 from ig_jax import cli, pretrained, sample
-from ig_jax.errors import UserError
-from ig_jax.generation import images
+from ig_jax.errors import RESUMABLE, UserError
+from ig_jax.generation import decode, images
+from ig_jax.generation.labels import labels_for
+from ig_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.parallel.sharding import replicated
 
@@ -141,6 +144,99 @@ def test_a_removed_image_is_drawn_again(checkpoint, whole, tmp_path):
     assert files(tmp_path / "out") == files(whole)
 
 
+def test_a_removed_archive_is_put_together_again(checkpoint, whole, tmp_path):
+    run(checkpoint=checkpoint, out=tmp_path / "out", **PLAIN)
+    (tmp_path / "out" / "samples.npz").unlink()
+    run(checkpoint=checkpoint, out=tmp_path / "out", **PLAIN)
+    assert files(tmp_path / "out") == files(whole)
+
+
+def test_a_file_of_labels_that_has_changed_is_other_labels(checkpoint, tmp_path):
+    """Otherwise the archive would give the images that are there the labels of the new ones."""
+    (tmp_path / "labels").write_text("1 2 3")
+    given = dict(checkpoint=checkpoint, out=tmp_path / "out", labels=tmp_path / "labels", num=4, steps=2)
+    run(**given)
+    (tmp_path / "out" / "000001.png").unlink()
+    (tmp_path / "labels").write_text("7")
+    with pytest.raises(UserError, match="holds images of another labels_sha256"):
+        run(**given)
+
+
+def test_what_came_to_nothing_does_not_keep_its_folder(checkpoint, tmp_path):
+    """Samples that are not finite leave a record and no image: another scale may go there."""
+    given = dict(checkpoint=checkpoint, out=tmp_path / "out", num=2, steps=2)
+    with pytest.raises(UserError, match="lower the guidance scales"):
+        run(**given, ig_scale=1e38, cfg_scale=1e38)
+    run(**given, ig_scale=2)
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["recipe"]["ig_scale"] == 2
+
+
+def test_other_files_that_look_temporary_are_left_alone(checkpoint, tmp_path):
+    (tmp_path / "out" / ".a.0123abcd.tmp").mkdir(parents=True)
+    (tmp_path / "out" / ".mine.tmp").write_text("")
+    (tmp_path / "out" / ".000000.png.0123abcd.tmp").write_text("")
+    run(checkpoint=checkpoint, out=tmp_path / "out", num=2, steps=2)
+    assert sorted(p.name for p in (tmp_path / "out").glob(".*")) == [".a.0123abcd.tmp", ".mine.tmp"]
+
+
+def test_a_preset_draws_random_classes_as_its_number_was_measured(checkpoint, tmp_path):
+    given = dict(checkpoint=checkpoint, num=30, steps=2, save="npz", preset="sit-xl-ig")
+    run(out=tmp_path / "a", **given)
+    run(out=tmp_path / "b", **given, labels="balanced")
+    drawn, balanced = (np.load(tmp_path / name / "samples.npz")["arr_1"] for name in "ab")
+    np.testing.assert_array_equal(drawn, labels_for(np.arange(30), "random", 10, 0))
+    np.testing.assert_array_equal(balanced, np.arange(30) % 10)
+
+
+def test_pictures_show_progress(checkpoint, tmp_path, capsys):
+    run(checkpoint=checkpoint, out=tmp_path, map="ig:1,2;cfg:1,1.5", num=4, batch_size=4)
+    assert "16/16 images" in capsys.readouterr().err
+
+
+def stopped(tmp_path, checkpoint, number):
+    """(exit code, output) of a long run that got a signal while it drew."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ig_jax.sample", f"--checkpoint={checkpoint}", f"--out={tmp_path / 'out'}", "--num=100000",
+         "--save=png", "--batch_size=8"], cwd=toy.ROOT, env=toy.environment(), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT)
+    said = [line for line, _ in zip(process.stdout, range(8))]
+    process.send_signal(number)
+    said += process.communicate(timeout=toy.HANGS)[0].splitlines()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_says_that_it_can_go_on(checkpoint, tmp_path, number):
+    code, said = stopped(tmp_path, checkpoint, number)
+    assert code == RESUMABLE and said[-1] == f"ig_jax: stopped: {number.name}; the same command goes on from what is there"
+    assert not any("Traceback" in line for line in said) and len(files(tmp_path / "out")) > 1
+
+
+def test_a_reader_that_leaves_is_one_line(checkpoint, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "ig_jax.sample", f"--checkpoint={checkpoint}", f"--out={tmp_path / 'out'}", "--num=2"],
+        cwd=toy.ROOT, env=toy.environment(), text=True, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.returncode == RESUMABLE
+    assert done.stderr.splitlines()[-1].startswith("ig_jax: stopped: nobody reads") and "Traceback" not in done.stderr
+
+
+def test_python_takes_classes_and_nothing_else(checkpoint):
+    model = pretrained.load(checkpoint)
+    recipe = dataclasses.replace(model.recipe, steps=2)
+    assert model.sample(recipe, []).shape == (0, 8, 8, 1)
+    assert model.sample(recipe, [3, 10]).shape == (2, 8, 8, 1)  # 10 is the null label
+    for labels in ([3, 11], [-1], [1.7], ["1"], 3):
+        with pytest.raises(UserError, match="^labels="):
+            model.sample(recipe, labels)
+    with pytest.raises(UserError, match="^seed=-1"):
+        model.sample(recipe, [1], seed=-1)
+    with pytest.raises(UserError, match="^batch_size=0"):
+        model.sample(recipe, [1], batch_size=0)
+
+
 def test_adaptive_solver_reports_its_evaluations(checkpoint, tmp_path):
     pytest.importorskip("diffrax")
     run(checkpoint=checkpoint, out=tmp_path, num=4, solver="dopri5", steps=200, rtol=1e-2, cfg_scale=1.5,
@@ -219,8 +315,12 @@ def no_compilation(monkeypatch):
     (dict(compare=True), "ig_scale, cfg_scale"),
     (dict(compare=True, gap=True), "--compare, --gap"),
     (dict(checkpoint="nowhere"), "nowhere"),
-    (dict(decode="nowhere"), "nowhere"),
     (dict(autoencoder="nowhere"), "nowhere"),
+    (dict(decode="nowhere"), "--decode='nowhere' must be given without --checkpoint, --num, --ig_scale"),
+    (dict(gap=True, solver="ab2"), "use euler, heun, trapezoid or sde"),
+    (dict(labels="99999999999999999999"), "labels='99999999999999999999'"),
+    (dict(shift="inf"), "shift=inf"),
+    (dict(solver="sde", diffusion_norm="inf"), "diffusion_norm=inf"),
 ])
 def test_bad_input_is_one_line_before_compilation(checkpoint, tmp_path, no_compilation, given, named):
     with pytest.raises(UserError, match=named) as caught:
@@ -239,6 +339,24 @@ def test_latent_model_needs_its_autoencoder_or_saves_latents(tmp_path, monkeypat
     assert np.load(tmp_path / "out" / "000001.npy").shape == (8, 8, 4)
     with pytest.raises(UserError, match="autoencoder"):
         run(decode=tmp_path / "out", out=tmp_path / "images")
+    with pytest.raises(UserError, match="--decode='nowhere'"):
+        run(decode="nowhere", out=tmp_path / "images")
+
+
+def test_images_of_another_decoder_are_other_images(tmp_path, monkeypatch):
+    config = AutoencoderConfig(channels=(8, 8), layers=1, latent_channels=4, groups=4)
+    weights = nnx.to_pure_dict(nnx.state(Autoencoder(config, rngs=nnx.Rngs(0)), nnx.Param))
+    latent = in_memory(tiny.experiment(channels=4))
+
+    def draw_with(digest):
+        model = dataclasses.replace(latent, autoencoder=decode.Autoencoder(config, weights, digest))
+        monkeypatch.setattr(pretrained, "load", lambda *args, **kwargs: model)
+        run(checkpoint="latent", out=tmp_path / "out", num=2, steps=2)
+
+    draw_with("first")
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["autoencoder"] == "first"
+    with pytest.raises(UserError, match="holds images of another autoencoder"):
+        draw_with("second")
 
 
 def test_a_folder_of_something_else_is_left_alone(checkpoint, whole, tmp_path):

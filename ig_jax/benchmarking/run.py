@@ -33,6 +33,7 @@ def run(request: Request) -> list[dict]:
     the others are measured before.
     """
     groups = cases.grouped(all_cases(request))
+    report.append(request.results, [])  # now, not after the measurement
     if request.peers:
         peer.check_installed()
         for group in groups:

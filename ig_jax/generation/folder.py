@@ -50,7 +50,8 @@ class Folder:
                             "choose another --out") from error
         for folder in {self.path, self._parts}:
             for leftover in folder.glob(f".*.{'[0-9a-f]' * 8}.tmp"):  # of atomic_file
-                leftover.unlink(missing_ok=True)
+                if not leftover.is_dir():
+                    leftover.unlink(missing_ok=True)
         self.write_record(record)
 
     def check_space(self, shape: tuple[int, ...]) -> None:

@@ -57,7 +57,7 @@ class Block(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Norm, adaLN (always with shift), linear: tokens [B, N, D] -> [B, H, W, out_channels] float32."""
+    """Norm, adaLN (always with shift), linear, both of `init`: tokens [B, N, D] -> [B, H, W, out_channels] float32."""
 
     def __init__(self, config: DiTConfig, *, init, rngs: nnx.Rngs):
         c = config
@@ -65,7 +65,7 @@ class Head(nnx.Module):
         self.dtype = jnp.dtype(c.dtype)
         self.norm = _norm(c)
         self.linear = layers.Linear(c.width, c.patch_size**2 * c.out_channels, init=init, rngs=rngs)
-        self.modulation = layers.Modulation(c.width, 2, dtype=self.dtype, rngs=rngs)
+        self.modulation = layers.Modulation(c.width, 2, dtype=self.dtype, init=init, rngs=rngs)
 
     def __call__(self, x: jax.Array, cond: jax.Array) -> jax.Array:
         shift, scale = self.modulation(cond)

@@ -110,10 +110,10 @@ def swiglu(x: jax.Array) -> jax.Array:
 
 
 class Modulation(nnx.Module):
-    """adaLN: conditioning [B, D] -> `chunks` arrays [B, 1, D] in float32, zero at initialisation."""
+    """adaLN: conditioning [B, D] -> `chunks` arrays [B, 1, D] in float32."""
 
-    def __init__(self, width: int, chunks: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.linear = Linear(width, chunks * width, rngs=rngs, init=zeros)
+    def __init__(self, width: int, chunks: int, *, dtype: jnp.dtype, init=zeros, rngs: nnx.Rngs):
+        self.linear = Linear(width, chunks * width, rngs=rngs, init=init)
         self.chunks = chunks
         self.dtype = dtype
 

@@ -133,6 +133,9 @@ BAD = {
     "--config.data.batch_size=15": "config.data.batch_size=15 must be a multiple of 2",
     "--config.model.widht=3": "widht",
     "--sample_batch=-1": "--sample_batch=-1",
+    "--results=/proc/nowhere/r.jsonl": "cannot write '/proc/nowhere/r.jsonl'",
+    f"--table={toy.ROOT}/pyproject.toml": "cannot be read",
+    "--config.mesh.fsdp_up_to=0": "fsdp_up_to",
 }
 
 
@@ -140,6 +143,8 @@ BAD = {
 def test_bad_input_is_one_line(flag, monkeypatch, capsys):
     from ig_jax import cli, preflight
 
+    for name in preflight.FLAGS:
+        preflight.FLAGS[name].unparse()  # what another test gave
     monkeypatch.setattr("sys.argv", ["preflight", f"--config={toy.ROOT}/configs/digits.py", "--target=cpu:2", flag])
     with pytest.raises(SystemExit) as leaves:
         cli.run(preflight.main, preflight.FLAGS, preflight.__doc__)
