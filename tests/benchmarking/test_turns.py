@@ -5,7 +5,7 @@ import functools
 import bench_fakes
 import pytest
 
-from ig_jax.benchmarking import timing
+from ig_jax.benchmarking import starts, timing
 from ig_jax.benchmarking.compare import Plan, Variant, compare
 from ig_jax.benchmarking.timing import Spread, Turn
 from ig_jax.benchmarking.worker import Failed, Worker
@@ -49,6 +49,16 @@ def test_the_others_go_on_when_one_fails(where, error):
     assert str(variants["a"].failure) == f"{where} went wrong"
     assert len(variants["b"].turns) == 3 and variants["b"].extras and log[-1] == "b:close"
     assert all(variant.worker is None for variant in variants.values())
+
+
+@pytest.mark.parametrize("where", ["open", "finish"])
+def test_a_start_that_fails_is_the_failure_of_its_variant_and_leaves_no_worker(where, monkeypatch):
+    log = []
+    monkeypatch.setattr(starts, "start_ours", lambda *a, **k: bench_fakes.FakeWorker("a", log, fails_at=where))
+    variant = Variant("a", bench_fakes.case(), None)
+    starts.start_twice(variant, lambda variant, text: None)
+    assert str(variant.failure) == f"{where} went wrong"
+    assert log == (["a:open"] if where == "open" else ["a:open", "a:finish", "a:close"])
 
 
 def test_short_calls_are_put_together():

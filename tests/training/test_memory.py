@@ -9,6 +9,7 @@ import toy
 from ig_jax.errors import UserError
 from ig_jax.models import zoo
 from ig_jax.models.dit_config import DiTConfig
+from ig_jax.parallel.chips import chip_of
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.training import memory
 from ig_jax.training.memory import Fit
@@ -52,6 +53,12 @@ def test_what_the_config_says_is_taken(monkeypatch):
     fixed = toy.replace(XL, remat="dots")
     assert fitted(monkeypatch, 1000 * GB, 256, model=fixed, accumulate=4) == Fit("dots", 4)
     assert fitted(monkeypatch, 1 * GB, 256, model=fixed, accumulate=4) == Fit("dots", 4)
+
+
+def test_two_gpus_of_one_name_have_each_its_own_memory():
+    kinds = ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe", "NVIDIA A100")
+    assert [chip_of(kind).memory // GB for kind in kinds] == [40, 40, 80, 80, 80]
+    assert chip_of("cpu") is None
 
 
 def test_a_machine_of_unknown_memory_recomputes_nothing():
