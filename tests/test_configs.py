@@ -74,6 +74,20 @@ def test_the_release_differs_where_it_should():
     assert experiment("sit_imagenet256", "512").model.side == 32
 
 
+# Of the paper (arXiv 2512.24176), but for the scale of L, which it does not name: that is B's.
+@pytest.mark.parametrize("size,learning_rate,b2,inter_weight,decay,w,s,ig_interval,cfg_interval", [
+    ("B", 1e-4, 0.999, 0.5, 0.9999, 2.3, 1.0, (0.3, 1.0), (0.0, 1.0)),
+    ("L", 1e-4, 0.999, 0.5, 0.9999, 2.3, 1.0, (0.3, 1.0), (0.0, 1.0)),
+    ("XL", 1e-4, 0.999, 0.5, 0.9999, 1.4, 1.35, (0.0, 1.0), (0.0, 0.7)),
+])
+def test_sit_has_the_numbers_of_the_paper(size, learning_rate, b2, inter_weight, decay, w, s, ig_interval, cfg_interval):
+    bound = experiment("sit_imagenet256", size)
+    assert (bound.optimizer.learning_rate, bound.optimizer.b2) == (learning_rate, b2)
+    assert (bound.loss.inter_weight, bound.ema.decays) == ((inter_weight,), (decay,))
+    assert (bound.sample.ig_scale, bound.sample.ig_interval) == (w, ig_interval)
+    assert (bound.sample.cfg_scale, bound.sample.cfg_interval) == (s, cfg_interval)
+
+
 @pytest.mark.parametrize("name,millions", [
     ("SiT-S/2", 33.0), ("SiT-B/4", 130.6), ("SiT-L/8", 459.9), ("DiT-XL/1", 677.5),
     ("LightningDiT-B/1", 131.5), ("LightningDiT-1p0B/1", 1028.0), ("LightningDiT-1p6B/2", 1630.0),

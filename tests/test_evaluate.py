@@ -53,7 +53,8 @@ def test_a_network_without_a_head_is_measured_without_internal_guidance(tmp_path
 
 
 @pytest.mark.parametrize("flag,words", [
-    ("--ig_scales=-1,2", "ig_scale=-1.0"), ("--cfg_scales=nan", "cfg_scale"), ("--out=/proc/nowhere", "cannot write '/proc/nowhere'"),
+    ("--ig_scales=-1,2", "ig_scale=-1.0"), ("--cfg_scales=nan", "cfg_scale"),
+    ("--out=/proc/nowhere", "cannot write '/proc/nowhere'"),
 ])
 def test_what_cannot_be_is_said_before_the_classifier_is_trained(tmp_path, monkeypatch, capsys, flag, words):
     monkeypatch.setattr(features, "train_classifier", lambda *a, **k: pytest.fail("trained"))

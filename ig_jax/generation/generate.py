@@ -1,7 +1,8 @@
 """Samples from a model: one jitted program from sample indices to latents, the same images on any machine.
 
 The noise, label and increments of sample i are functions of (seed, i) alone, so batch size, device count and
-restarts change nothing but rounding: a compiler may order the sums of another batch size differently. Training previews, `sample` and `evaluate` all come through here.
+restarts change nothing but rounding: a compiler may order the sums of another batch size differently.
+Training previews, `sample` and `evaluate` all come through here.
 """
 
 import dataclasses

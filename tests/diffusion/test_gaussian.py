@@ -154,6 +154,19 @@ def test_guidance_is_looked_up_in_the_clock_of_the_chain():
     assert [row.kind for row in rows] == ["step"] * 9 + ["last"]
 
 
+def test_the_network_is_told_every_timestep_as_it_is():
+    def network(x, t, y):
+        return DiTOutput(jnp.broadcast_to(t[:, None, None, None], (1, 1, 1, 2)), ())
+
+    in_time = gaussian_samplers.in_sigma_time(network)
+    field = gaussian_samplers.noise_field(guided_velocity(in_time, jnp.array([0]), 1, Guidance(), Scales()))
+    told = jax.vmap(lambda n: field(jnp.zeros((1, 1, 1, 1)), n, Region(False, False))[0].squeeze())(jnp.arange(1000.0))
+    np.testing.assert_array_equal(told, np.arange(1000))
+    off_by_a_bit = jnp.float32(np.nextafter(np.arange(1, 1001, dtype=np.float32) / 1000, np.float32(0)))
+    told = jax.vmap(lambda t: in_time(None, t[None], None).final[0, 0, 0, 0])(off_by_a_bit)
+    np.testing.assert_array_equal(told, np.arange(1000))
+
+
 def test_both_heads_learn_noise_and_variance_and_the_terms_add_up(params):
     rng = np.random.default_rng(1)
     x, eps = jnp.asarray(rng.standard_normal((2, 4, 4, 4, 2)), jnp.float32)

@@ -26,9 +26,8 @@ NULL = np.full(3, CLASSES)
 T = 0.625
 
 
-def guided(region, scales, model=network, **static):
-    velocity = guided_velocity(model, jnp.asarray(LABELS), CLASSES, Guidance(**static), scales, prefix=model,
-                               weak=weak_network)
+def guided(region, scales, model=network, weak=weak_network, **static):
+    velocity = guided_velocity(model, jnp.asarray(LABELS), CLASSES, Guidance(**static), scales, prefix=model, weak=weak)
     return np.asarray(velocity(jnp.asarray(X), jnp.float32(T), region))
 
 
@@ -36,9 +35,13 @@ def say(head, labels=LABELS):
     return oracle(head, X, T, labels)
 
 
+def internally_guided(labels=LABELS):
+    return say("inter", labels) + 1.7 * (say("final", labels) - say("inter", labels))
+
+
 OFF = Region(ig=False, cfg=False)
 CASES = {
-    "ig": (Region(True, False), Scales(ig=1.7), lambda: say("inter") + 1.7 * (say("final") - say("inter"))),
+    "ig": (Region(True, False), Scales(ig=1.7), internally_guided),
     "cfg": (Region(False, True), Scales(cfg=1.4), lambda: say("final", NULL) + 1.4 * (say("final") - say("final", NULL))),
     "prefix": (Region(False, False, prefix=True), Scales(prefix=1.3),
                lambda: say("inter", NULL) + 1.3 * (say("final") - say("inter", NULL))),
@@ -59,11 +62,18 @@ def test_scale_one_is_the_plain_network_to_the_bit(name):
 
 
 def test_ig_goes_on_both_branches_of_cfg():
-    def branch(labels):
-        return say("inter", labels) + 1.7 * (say("final", labels) - say("inter", labels))
-
-    expected = branch(NULL) + 1.4 * (branch(LABELS) - branch(NULL))
+    expected = internally_guided(NULL) + 1.4 * (internally_guided() - internally_guided(NULL))
     np.testing.assert_allclose(guided(Region(True, True), Scales(ig=1.7, cfg=1.4)), expected, atol=1e-5)
+
+
+def test_every_other_guidance_adds_its_gap_from_the_internally_guided_velocity():
+    strong, null = internally_guided(), internally_guided(NULL)
+    cfg, prefix, auto = 0.4 * (strong - null), 0.3 * (strong - say("inter", NULL)), 1.1 * (strong - say("weak"))
+    scales = Scales(ig=1.7, cfg=1.4, prefix=1.3, auto=2.1)
+    for region, want in ((Region(True, True, auto=True), strong + cfg + auto),
+                         (Region(True, False, prefix=True), strong + prefix),
+                         (Region(True, True, prefix=True, auto=True), strong + cfg + prefix + auto)):
+        np.testing.assert_allclose(guided(region, scales), want, atol=2e-5)
 
 
 def test_first_three_channels_leave_the_others_conditional():
@@ -72,15 +82,22 @@ def test_first_three_channels_leave_the_others_conditional():
     np.testing.assert_allclose(out[..., :3], guided(Region(False, True), Scales(cfg=1.8))[..., :3], atol=1e-6)
 
 
-def test_variance_channels_are_never_guided():
-    def doubled(x, t, y):
-        out = network(x, t, y)
-        twice = lambda v: jnp.concatenate([v, v], -1)  # noqa: E731
-        return out._replace(final=twice(out.final), intermediate=tuple(map(twice, out.intermediate)))
+def doubled(network):
+    """The network with its velocity once more, as variance."""
 
-    out = guided(Region(True, True), Scales(ig=2.0, cfg=2.0), model=doubled)
-    np.testing.assert_array_equal(out[..., 4:], guided(OFF, Scales(), model=doubled)[..., 4:])
-    np.testing.assert_allclose(out[..., :4], guided(Region(True, True), Scales(ig=2.0, cfg=2.0)), atol=1e-6)
+    def run(x, t, y):
+        return jax.tree.map(lambda v: jnp.concatenate([v, v], -1), network(x, t, y))
+
+    return run
+
+
+@pytest.mark.parametrize("region", [
+    Region(True, True), Region(False, False, prefix=True), Region(False, False, auto=True)], ids=["ig_cfg", "prefix", "auto"])
+def test_variance_channels_are_never_guided(region):
+    scales = Scales(ig=2.0, cfg=2.0, prefix=2.0, auto=2.0)
+    out = guided(region, scales, model=doubled(network), weak=doubled(weak_network))
+    np.testing.assert_array_equal(out[..., 4:], network(X, np.full(3, T, np.float32), LABELS).final)
+    np.testing.assert_allclose(out[..., :4], guided(region, scales), atol=1e-6)
 
 
 @pytest.mark.parametrize("head, weak", [
@@ -110,6 +127,11 @@ def test_off():
 def test_intervals_are_half_open_and_reach_the_data():
     assert [inside(t, (0.3, 0.7)) for t in (0.3, 0.31, 0.7, 0.71)] == [False, True, True, False]
     assert inside(0.0, (0.0, 0.7)) and inside(0.1 + 0.2, (0.0, 0.3)) and not inside(0.1 + 0.2, (0.3, 1.0))
+
+
+def test_edges_are_both_ends_of_the_intervals_of_what_is_used():
+    guidance = Guidance(ig_interval=(0.3, 0.9), cfg_interval=(0.1, 0.7), auto_interval=(0.2, 0.4), use_cfg=True)
+    assert guidance.edges() == (0.1, 0.3, 0.7, 0.9)
 
 
 def test_a_table_guides_each_step_by_its_own_scale():

@@ -254,6 +254,20 @@ def test_order_is_the_slope_of_error_against_step(solver, order):
     assert slope == pytest.approx(order, abs=0.15)
 
 
+def test_ab2_is_exact_for_a_slope_that_is_a_line_in_time():
+    solver = samplers.AdamsBashforth(shift=0.3)
+    grid, rows = solver.grid("linear", 7), solver.rows("linear", 7)
+    for before, t, end, row in zip(grid, grid[1:], grid[2:], rows[1:]):
+        moved = row.scalars["now"] * t + row.scalars["before"] * before
+        assert moved == pytest.approx((end**2 - t**2) / 2, rel=1e-12)
+
+
+def test_vp_begins_at_pure_noise_and_ends_before_the_data():
+    sbdm = samplers.EulerMaruyama(diffusion_form="SBDM")
+    assert sbdm.rows("vp", 10)[0].scalars["t"] == 1 and sbdm.rows("linear", 10)[0].scalars["t"] == 0.999
+    assert samplers.Euler().grid("vp", 10)[-1] == 1e-3 and samplers.Euler().grid("linear", 10)[-1] == 0
+
+
 @pytest.mark.parametrize("solver, steps", [(samplers.EulerMaruyama(), 250), (samplers.HeunSde(), 60),
                                            (samplers.EulerMaruyama(diffusion_form="sigma", last_step="tweedie"), 250)])
 def test_moments_of_a_gaussian(solver, steps):
@@ -310,6 +324,15 @@ def test_dopri5_goes_both_ways_and_says_when_it_ran_out_of_steps():
     back, _ = adaptive(1e-6, reverse=True)
     np.testing.assert_allclose(back[0], (np.linspace(-2, 2, 9) - 1.0) / 0.5, atol=1e-4)
     assert np.isnan(adaptive(1e-6, steps=2)[0]).all()
+
+
+@pytest.mark.parametrize("reverse, moved", [(False, -0.7), (True, 0.7)])
+def test_dopri5_is_in_the_region_between_two_edges_both_ways(reverse, moved):
+    def velocity(x, t, region):
+        return jnp.full_like(x, float(region))
+
+    x, _ = adaptive(1e-3, steps=50, edges=(0.3,), region=lambda t: t > 0.3, velocity=velocity, reverse=reverse)
+    np.testing.assert_allclose(x[0], np.linspace(-2, 2, 9) + moved, atol=1e-4)
 
 
 def test_increments_belong_to_the_step_whatever_the_pieces():

@@ -12,6 +12,7 @@ from flax import nnx
 from traced import inside
 
 from ig_jax import pretrained
+from ig_jax.errors import UserError
 from ig_jax.generation import decode, generate, labels
 from ig_jax.generation.recipe import Recipe
 from ig_jax.models import cost, dit
@@ -78,6 +79,34 @@ def test_adaptive_images_agree_to_the_tolerance_in_any_batch():
     few, many = ([np.asarray(b.latents)[: len(b.indices)] for b in model_on(1).draw(recipe, LABELS[:8], batch_size=n)]
                  for n in (2, 8))
     np.testing.assert_allclose(np.concatenate(few), np.concatenate(many), atol=5e-3)
+
+
+def latents_of(recipe, seed=3):
+    (batch,) = model_on(1).draw(recipe, np.array([3, 7], np.int32), seed=seed, batch_size=2)
+    return np.asarray(batch.latents)
+
+
+def test_adaptive_images_keep_their_intervals_and_their_labels():
+    pytest.importorskip("diffrax")
+    recipe = dataclasses.replace(RECIPE, steps=200, cfg_scale=3.0, ig_interval=(0.2, 0.9), cfg_interval=(0.3, 0.7))
+    adaptive = dataclasses.replace(recipe, solver="dopri5", rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(latents_of(adaptive), latents_of(recipe), atol=1e-3)
+
+
+def test_another_seed_is_another_image_everywhere():
+    recipe = dataclasses.replace(RECIPE, steps=2)
+    assert (latents_of(recipe, seed=3) != latents_of(recipe, seed=4)).all()
+
+
+def test_increments_differ_by_seed_index_and_step(monkeypatch):
+    def increments(solver, rows, field, x, *, region, noise):
+        return jnp.stack([noise(0), noise(1)])
+
+    monkeypatch.setattr(generate.samplers, "integrate", increments)
+    program = generate.Program.of(dataclasses.replace(RECIPE, solver="sde"), E.model, E.process)
+    both = [generate.integrate(program, PARAMS, {}, jnp.uint32(seed), jnp.arange(2), jnp.arange(2), RECIPE.scales, None)[0]
+            for seed in (0, 1)]
+    assert len(np.unique(np.reshape(both, (8, -1)), axis=0)) == 8
 
 
 def test_a_sweep_of_twenty_recipes_compiles_once():
@@ -171,8 +200,25 @@ def test_labels_belong_to_the_index(tmp_path):
     np.testing.assert_array_equal(labels.labels_for(np.arange(5), "3,1", 10, 0), [3, 1, 3, 1, 3])
     (tmp_path / "labels.txt").write_text("4\n2\n")
     np.save(tmp_path / "labels.npy", np.array([7, 8]))
-    for name, expected in (("labels.txt", [4, 2, 4]), ("labels.npy", [7, 8, 7])):
+    (tmp_path / "labels").write_text("5")
+    for name, expected in (("labels.txt", [4, 2, 4]), ("labels.npy", [7, 8, 7]), ("labels", [5, 5, 5])):
         np.testing.assert_array_equal(labels.labels_for(np.arange(3), str(tmp_path / name), 10, 0), expected)
+
+
+def test_files_that_are_no_labels_are_one_line(tmp_path):
+    (tmp_path / "empty.npy").write_bytes(b"")
+    with open(tmp_path / "archive.npy", "wb") as file:
+        np.savez(file, a=np.arange(3))
+    for name in ("empty.npy", "archive.npy"):
+        with pytest.raises(UserError, match="must be balanced, random, a list"):
+            labels.labels_for(np.arange(3), str(tmp_path / name), 10, 0)
+
+
+def test_labels_are_of_every_class_and_of_no_other():
+    assert set(labels.labels_for(np.arange(500), "random", 10, 5)) == set(range(10))
+    for outside in ("3,10", "3,-1"):
+        with pytest.raises(UserError, match="must be in 0..9"):
+            labels.labels_for(np.arange(4), outside, 10, 0)
 
 
 def test_to_noise_is_the_way_back():

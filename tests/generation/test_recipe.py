@@ -9,6 +9,7 @@ import pytest
 import tiny_checkpoint as tiny
 
 from ig_jax.config import Experiment, bind
+from ig_jax.diffusion import gaussian_samplers, samplers
 from ig_jax.diffusion.solvers import SOLVERS
 from ig_jax.errors import UserError
 from ig_jax.generation.presets import PRESETS, family_of, preset
@@ -52,6 +53,20 @@ def test_lightningdit_presets_are_the_release_loop():
         assert all(ig for _, ig, _ in ours)
         assert [cfg for *_, cfg in ours] == [start is not None and not t < start for t in evaluated]
         assert len(ours) == 248
+
+
+@pytest.mark.parametrize("name, method, w, s", [
+    ("sit", samplers.EulerMaruyama(diffusion_form="sigma"), 1.0, 1.0),
+    ("sit-xl-ig", samplers.EulerMaruyama(), 1.4, 1.0),
+    ("sit-xl-ig-cfg", samplers.EulerMaruyama(), 1.4, 1.35),
+    ("lightningdit", samplers.Euler(shift=0.3), 1.0, 1.0),
+    ("lightningdit-ig", samplers.Trapezoid(shift=0.3), 1.7, 1.0),
+    ("lightningdit-ig-cfg", samplers.Trapezoid(shift=0.3), 1.4, 1.45),
+    ("dit", gaussian_samplers.Ddpm(), 1.0, 1.0),
+])
+def test_presets_have_the_published_numbers(name, method, w, s):
+    recipe = preset(name, xl(name.split("-")[0]))
+    assert (recipe.method, recipe.ig_scale, recipe.cfg_scale) == (method, w, s)
 
 
 def test_original_sit_and_lightningdit_without_guidance():

@@ -97,6 +97,22 @@ def test_a_fresh_network_predicts_zero_and_has_the_published_spread():
     assert abs(params["blocks.0.attn.qkv.kernel"]).max() == pytest.approx(limit, rel=1e-3)
 
 
+def test_a_fresh_lightningdit_has_the_published_spread():
+    settings = zoo.settings("lightningdit", "S") | dict(depth=4)
+    config = dit.DiTConfig(**settings, input_size=8, channels=32, patch_size=1, num_classes=10, **RUNTIME)
+    params = dit.init(config, jax.random.key(0))
+    assert not params["final_head.linear.kernel"].any()
+    for name in ("inter_heads.0.linear.kernel", "inter_heads.0.modulation.linear.kernel", "patch_embed.kernel"):
+        assert abs(params[name]).max() == pytest.approx(np.sqrt(6 / sum(params[name].shape)), rel=1e-2)
+    assert params["time_embed.fc2.kernel"].std() == pytest.approx(0.02, rel=0.05)
+
+
+def test_positions_have_no_gradient(sit, sit_inputs):
+    config, params, _ = sit
+    gradient = jax.grad(lambda p: (dit.apply(config, p, *sit_inputs).final ** 2).sum())(params)
+    assert not gradient["pos_embed"].any() and gradient["patch_embed.bias"].any()
+
+
 @pytest.mark.parametrize("scan", [False, True])
 def test_several_heads_agree_with_single_head_networks(sit, sit_inputs, scan):
     config, params, _ = sit

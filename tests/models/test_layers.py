@@ -47,3 +47,9 @@ def test_half_precision_is_used_for_storage_only():
     assert (layers.gelu(x) == jax.nn.gelu(x.astype(jnp.float32)).astype(jnp.bfloat16)).all()
     gate, value = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     assert (layers.swiglu(x) == (jax.nn.silu(gate) * value).astype(jnp.bfloat16)).all()
+
+
+@pytest.mark.parametrize("norm, epsilon", [("layernorm", 1e-5), ("rmsnorm", 1e-6)])
+def test_qk_norms_have_the_published_epsilons(norm, epsilon):
+    x = 1e-3 * jnp.array([1.0, -1.0, 1.0, -1.0])  # so small that its variance, 1e-6, does not hide them
+    assert float(layers._qk_norm(norm, 4)(x)[0]) == pytest.approx(1e-3 / (1e-6 + epsilon) ** 0.5, rel=1e-4)

@@ -19,7 +19,7 @@ from ig_jax.interop import published
 from ig_jax.models import dit, zoo
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.training.muon import orthogonalised, published_shape
-from ig_jax.training.optimizer import AdamWConfig, EmaConfig, MuonConfig, make_optimizer
+from ig_jax.training.optimizer import AdamWConfig, EmaConfig, MuonConfig, learning_rate, make_optimizer
 from ig_jax.training.state import born_sharded, new_state, state_layout
 from ig_jax.training.step import LossConfig, make_train_step
 
@@ -72,6 +72,21 @@ def test_four_steps_of_adamw_are_those_of_torch():
     *_, ours = steps_of(make_optimizer(config, 100, MODEL), params, gradients)
     for name, want in adamw_of_torch(params, gradients, config).items():
         np.testing.assert_allclose(ours[name], want, atol=1e-6)
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine_to_zero():
+    rate = learning_rate(dataclasses.replace(ADAMW, learning_rate=1.0, warmup_steps=4, schedule="cosine"), 12)
+    assert [float(rate(jnp.int32(n))) for n in (0, 1, 3, 4, 8, 12)] == pytest.approx([0.25, 0.5, 1, 1, 0.5, 0], abs=1e-6)
+
+
+def test_the_rate_of_an_average_is_the_difference_to_one_and_not_its_rounding():
+    ema = EmaConfig(decays=(0.9999, 0.999999), warmup=False)
+    assert [float(ema.rate(name, jnp.int32(0))) for name in ema.names] == pytest.approx([1e-4, 1e-6], rel=1e-6)
+
+
+def test_a_warm_average_has_a_short_memory_at_first():
+    ema = EmaConfig(decays=(0.99,), warmup=True)
+    assert [1 - float(ema.rate("0.99", jnp.int32(n))) for n in (0, 8, 10_000)] == pytest.approx([0.1, 0.5, 0.99], abs=1e-6)
 
 
 def golden(prefix):

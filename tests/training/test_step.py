@@ -1,19 +1,22 @@
 """The train step: what it optimises, that meshes and accumulation change nothing, that it compiles once."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toy
 
 from ig_jax.errors import UserError
 from ig_jax.models import dit
+from ig_jax.models.latents import from_uint8
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.parallel.sharding import batch_sharding, on_mesh, tree_shardings
 from ig_jax.training import step as step_lib
-from ig_jax.training.optimizer import make_optimizer
+from ig_jax.training.optimizer import learning_rate, make_optimizer
 from ig_jax.training.state import TrainState, born_sharded, partition, state_layout
 from ig_jax.training.step import make_train_step
 
@@ -125,6 +128,27 @@ def test_total_is_exactly_what_is_optimised(alone):
         assert metrics["gap_norm"] > 0 and metrics["gradient_norm"] > 0
 
 
+def test_the_step_optimises_the_loss_of_its_own_draws_with_the_first_average():
+    e = toy.experiment(**{"seed": 5, "loss.accelerate": True, "loss.gap_source": "ema", "loss.label_drop": 0.5,
+                          "ema.decays": (0.9, 0.5)})
+    step, state, place = prepare(e, one_device())
+    averages = {name: jax.tree.map(lambda p, f=float(name): f * p, state.params) for name in state.ema}
+    params, average = jax.device_get((state.params, averages["0.9"]))
+    image = jax.random.randint(jax.random.key(0), (16, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    label = jnp.arange(16) % 10
+    _, got = step(dataclasses.replace(state, ema=averages), place({"image": image, "label": label}))
+
+    x = from_uint8(image)
+    eps, t, y = step_lib.draw(e.process, 5, jnp.int32(0), x, label, 0.5, 10)
+    gradient, want = jax.grad(step_lib.batch_loss, argnums=3, has_aux=True)(
+        e.model, e.process, e.loss, params, average, jnp.int32(0), x, eps, t, y)
+    for name in ("loss/total", "loss/final", "loss/intermediate"):
+        assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5)
+    assert float(got["gap_norm"]) == pytest.approx(float(want["gap_square"]) ** 0.5, rel=1e-5)
+    assert float(got["gradient_norm"]) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
+    assert float(got["learning_rate"]) == pytest.approx(float(learning_rate(e.optimizer, e.run.steps)(0)))
+
+
 def test_ema_moves_by_its_rate_and_frozen_positions_stay():
     experiment = toy.experiment(**{"ema.warmup": False, "ema.decays": (0.5, 0.9)})
     step, state, place = prepare(experiment, one_device())
@@ -144,6 +168,12 @@ def test_label_drop_uses_the_null_label_at_its_rate():
     assert float((dropped == 10).mean()) == pytest.approx(0.1, abs=0.02)
     assert ((dropped == y) | (dropped == 10)).all()
     assert 0 <= float(t.min()) and float(t.max()) < 1 and float(t.mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_noise_time_and_label_drop_are_independent():
+    x, y = jnp.zeros((20_000, 1, 1, 1)), jnp.zeros(20_000, jnp.int32)
+    eps, t, y = step_lib.draw(PROCESS, 0, jnp.int32(3), x, y, 0.5, 10)
+    assert abs(np.corrcoef([eps.ravel(), t, y == 10]) - np.eye(3)).max() < 0.03
 
 
 def test_draws_belong_to_seed_step_and_position():
