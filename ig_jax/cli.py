@@ -84,8 +84,8 @@ def required(holder: flags.FlagHolder):
 
 def _said(error: Exception) -> str:
     """The last line of a message, where a traceback or a list of attempts ends in its cause."""
-    if isinstance(error, KeyError):  # how ml_collections says that --config.foo.bar has no foo
-        return f"{error.args[0]} names no section of the config; see its file"
+    if isinstance(error, KeyError):  # how ml_collections says that there is no foo for --config.foo.bar
+        return f"there is no {error.args[0]} in the config; see its file"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

@@ -62,8 +62,6 @@ def main() -> None:
     if _already_there(out, what):
         print((out / "table.txt").read_text(), end="")
         return
-    with writing(out):  # before the work
-        out.mkdir(parents=True, exist_ok=True)
     ruler = make_ruler(model, data, out)
     labels = labels_for(np.arange(NUM.value), "balanced", model.experiment.model.num_classes, SEED.value)
     recipes = sweep.count(ig_scales, cfg_scales)
@@ -88,6 +86,8 @@ def make_ruler(model: pretrained.Pretrained, data: DataConfig, out: Path) -> swe
     classes = model.experiment.model.num_classes
     sources = [open_split(data, split, model.image_shape, classes) for split in (data.split, data.test_split)]
     train, test = (_arrays(source) for source in sources)
+    with writing(out):  # before the work
+        out.mkdir(parents=True, exist_ok=True)
     path = out / f"classifier_{name_of(sources)}.npz"
     if path.exists():
         classifier = features.load(path)

@@ -52,7 +52,7 @@ CONFIGS = [
     ("model.norm=batch", "must be one of layernorm, rmsnorm"),
     ("model.attention=flash", "config.model.attention='flash' must be one of auto, xla, cudnn"),  # not in the file
     ("run.stepz=3", "config.run.stepz is not a setting that anything reads; did you mean config.run.steps?"),
-    ("foo.bar=3", "'foo' names no section of the config"),
+    ("foo.bar=3", "there is no 'foo' in the config"),
     ("model.remat=some", "must be one of none, dots, full"),
     ("model.num_classes=12", "must be 10, the classes of"),
     ("model.input_size=16", "data image shape=(8, 8, 1) must be (16, 16, 1)"),

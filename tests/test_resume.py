@@ -154,7 +154,7 @@ def test_a_run_that_cannot_go_on_compiles_no_step(tmp_path, lowered):
         ({"model.width": 64}, "but the config wants"), ({"seed": 1}, "seed"),
         # The arrays of these have the same shapes, and would mean something else.
         ({"model.num_heads": 4}, "config.model.num_heads=4 must be 2, as in the checkpoint of this run"),
-        ({"model.inter_depth": (2,)}, "inter_depth"), ({"process.kind": "cosine"}, "config.process"),
+        ({"model.inter_depth": (2,)}, "inter_depth"), ({"process.kind": "cosine"}, "config.process.kind"),
         ({"latents.scale": (2.0,)}, "latent scaling"),
     ):
         with pytest.raises(UserError, match=words):

@@ -112,11 +112,13 @@ class Checkpoints:
         """Move away what is called a later step and is none: it would be in the way of the one that will be saved
         under its number, and be kept in place of an older one.
         """
-        for later in (later for later in self._manager.all_steps() if later > step):
-            aside = self.directory / _DAMAGED / f"{later}-{time.strftime('%Y%m%d-%H%M%S')}"
+        later = [found for found in self._manager.all_steps() if found > step]
+        for found in later:
+            aside = self.directory / _DAMAGED / f"{found}-{time.strftime('%Y%m%d-%H%M%S')}"
             aside.parent.mkdir(exist_ok=True)
-            os.replace(self.directory / str(later), aside)
-        self._manager.reload()
+            os.replace(self.directory / str(found), aside)
+        if later:
+            self._manager.reload()
 
     def save(self, state: TrainState, meta: dict) -> None:
         """Start writing `state` in the background; `meta` is JSON and gains step and array descriptions.

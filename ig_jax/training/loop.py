@@ -114,10 +114,11 @@ class Run:
                 saves = last or bool(stopping) or self._due(done, e.run.checkpoint_every)
                 if logs or saves:
                     values = self._finite(done, wd.as_floats(metrics))
+                if logs:
+                    written.write(done, values)  # before it is saved: a step that is resumed from has its line
                 if saves:
                     self.saver.save(state, self.meta)
                 if logs:
-                    written.write(done, values)
                     board.scalars(done, {**values, "steps_per_second": progress.rate()})
                     progress.show(self._line(values, progress.rate()))
                 if stopping and not last:

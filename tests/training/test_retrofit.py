@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 
 from ig_jax import pretrained
 from ig_jax.config import Experiment, bind
 from ig_jax.errors import UserError
 from ig_jax.models import dit
 from ig_jax.training.loop import train
-from ig_jax.training.start import renamed_heads
+from ig_jax.training.start import FREE, check_same_network, renamed_heads
 from ig_jax.training.state import partition
 from ig_jax.training.step import batch_loss, loss_and_gradients
 
@@ -176,3 +177,10 @@ def test_retrofit_config_says_what_it_needs(plain, head_alone):
                        ("/nowhere", "must be an existing directory")):
         with pytest.raises(ValueError, match=words):
             get_config("retrofit", arg)
+
+
+def test_a_run_may_draw_other_times_than_the_one_it_starts_from():
+    old = toy.experiment()
+    check_same_network(toy.experiment(**{"process.time": "logit_normal"}), old, FREE, "config.init.checkpoint")
+    with pytest.raises(UserError, match="config.process.prediction='data' must be 'velocity', as in config.init.checkpoint"):
+        check_same_network(toy.experiment(**{"process.prediction": "data"}), old, FREE, "config.init.checkpoint")
