@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import shutil
+import signal
 import sys
 
 import pytest
@@ -228,6 +229,15 @@ def test_a_full_disk_is_the_users_to_mend_and_a_failing_one_is_a_bug(capsys, mon
     assert capsys.readouterr().err == "ig_jax: error: No space left on device; free space and give the same command again\n"
     with pytest.raises(IsADirectoryError):
         run(lambda: open("/", "w"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_asked_to_stop_can_be_given_again(number, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ig_jax.evaluate"])
+    with pytest.raises(SystemExit) as left:
+        cli.run(lambda: signal.raise_signal(number), flags.FlagValues(), "")
+    assert left.value.code == 75
+    assert capsys.readouterr().err == f"ig_jax: stopped: {number.name}; the same command goes on from what is there\n"
 
 
 def test_a_checkpoint_of_another_network_is_refused(trained):

@@ -9,7 +9,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -60,13 +59,15 @@ def abandoned_unheard() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
 
     def hook(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine that ends as it is collected
+        abandoned = str(unraisable.exc_value) == "Event loop is closed" or code and "/orbax/" in code.co_filename
+        if not abandoned:
             before(unraisable)
 
     def heard(record: logging.LogRecord) -> bool:
         message = record.getMessage()
         abandoned = "exception was never retrieved" in message or "Task was destroyed" in message
-        raised = record.levelno == logging.ERROR and "orbax" in Path(record.pathname).parts  # and comes to us as well
+        raised = record.levelno == logging.ERROR and "/orbax/" in record.pathname  # and comes to us as well
         return not abandoned and not raised
 
     sys.unraisablehook = hook

@@ -18,7 +18,7 @@ from ig_jax.config import Experiment, bind
 from ig_jax.errors import UserError
 from ig_jax.models import dit
 from ig_jax.training.loop import train
-from ig_jax.training.start import FREE, check_same_network, renamed_heads
+from ig_jax.training.start import ARITHMETIC, FREE, check_same_network, renamed_heads
 from ig_jax.training.state import partition
 from ig_jax.training.step import batch_loss, loss_and_gradients
 
@@ -182,5 +182,15 @@ def test_retrofit_config_says_what_it_needs(plain, head_alone):
 def test_a_run_may_draw_other_times_than_the_one_it_starts_from():
     old = toy.experiment()
     check_same_network(toy.experiment(**{"process.time": "logit_normal"}), old, FREE, "config.init.checkpoint")
-    with pytest.raises(UserError, match="config.process.prediction='data' must be 'velocity', as in config.init.checkpoint"):
-        check_same_network(toy.experiment(**{"process.prediction": "data"}), old, FREE, "config.init.checkpoint")
+    check_same_network(toy.experiment(**{"model.inter_depth": (2,)}), old, FREE, "config.init.checkpoint")
+
+
+@pytest.mark.parametrize("change,words", [
+    ({"process.prediction": "data"}, "config.process.prediction='data' must be 'velocity', as in the checkpoint of this run"),
+    ({"process.kind": "cosine"}, "config.process.kind='cosine' must be 'linear'"),
+    ({"model.inter_depth": (2,)}, r"config.model.inter_depth=\(2,\) must be \(1,\)"),
+    ({"latents.scale": (2.0,)}, "latent scaling mismatch"),
+])
+def test_what_gives_the_same_arrays_another_meaning_is_refused(change, words):
+    with pytest.raises(UserError, match=words):
+        check_same_network(toy.experiment(**change), toy.experiment(), ARITHMETIC, "the checkpoint of this run")
