@@ -21,11 +21,11 @@ def run(monkeypatch, *arguments) -> None:
     cli.run(evaluate.main, evaluate.FLAGS, evaluate.__doc__)
 
 
-@pytest.fixture
-def converted(tmp_path):
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
     e = tiny.experiment()
     there = dataclasses.replace(e.data, name="nowhere")
-    return tiny.write(tmp_path / "run", dataclasses.replace(e, data=there)), e
+    return tiny.write(tmp_path_factory.mktemp("run"), dataclasses.replace(e, data=there)), e
 
 
 def keep_classifier(out, e) -> None:
@@ -56,11 +56,10 @@ def test_a_network_without_a_head_is_measured_without_internal_guidance(tmp_path
     ("--ig_scales=-1,2", "ig_scale=-1.0"), ("--cfg_scales=nan", "cfg_scale"),
     ("--out=/proc/nowhere", "cannot write '/proc/nowhere'"),
 ])
-def test_what_cannot_be_is_said_before_the_classifier_is_trained(tmp_path, monkeypatch, capsys, flag, words):
+def test_what_cannot_be_is_said_before_the_classifier_is_trained(converted, tmp_path, monkeypatch, capsys, flag, words):
     monkeypatch.setattr(features, "train_classifier", lambda *a, **k: pytest.fail("trained"))
-    directory = tiny.write(tmp_path / "run", tiny.experiment())
     with pytest.raises(SystemExit) as leaves:
-        run(monkeypatch, f"--checkpoint={directory}", f"--out={tmp_path / 'out'}", "--num=20", flag)
+        run(monkeypatch, f"--checkpoint={converted[0]}", f"--out={tmp_path / 'out'}", "--num=20", "--data=ig_digits", flag)
     assert leaves.value.code == 2 and words in capsys.readouterr().err
 
 
