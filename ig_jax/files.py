@@ -1,6 +1,7 @@
-"""Files and directories that appear whole or not at all."""
+"""Files and directories that appear whole or not at all, and files of results that grow by lines."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -37,6 +38,17 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         os.replace(temporary, path)
+
+
+def append_lines(path: Path, records: list[dict]) -> None:
+    """Add the records to a file of JSON lines; with none of them, see that it can be written before the work begins.
+
+    Raises: UserError if it cannot.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(json.dumps(record, default=str) + "\n" for record in records)
 
 
 @contextlib.contextmanager

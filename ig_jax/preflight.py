@@ -18,7 +18,7 @@ from absl import flags
 from ig_jax import cli, config_files
 from ig_jax.config import Experiment, bind
 from ig_jax.errors import UserError, check
-from ig_jax.files import writing
+from ig_jax.files import append_lines
 
 FLAGS = flags.FlagValues()
 _at = {"flag_values": FLAGS}
@@ -42,13 +42,7 @@ LEAST_EFFORT = -1.0
 
 def main() -> None:
     if TABLE.value:
-        from ig_jax.forecast.table import markdown
-
-        file = Path(TABLE.value).expanduser()
-        try:
-            print(markdown(_read(file)))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"--table={str(file)!r} holds something else; give a file that --results wrote") from error
+        print(_table(Path(TABLE.value).expanduser()))
         return
     experiment = bind(Experiment, cli.required(CONFIG))
     check(bool(TARGET.value), "--target", ",".join(TARGET.value), "at least one machine", "see --help")
@@ -62,8 +56,7 @@ def main() -> None:
 
     results = Path(RESULTS.value).expanduser() if RESULTS.value else None
     if results:
-        with writing(results), results.open("a"):  # now, not after the compilation
-            pass
+        append_lines(results, [])
     targets = [open_target(name) for name in TARGET.value]
     fits = [_forecast(experiment, target, results) for target in targets]
     if not all(fits):
@@ -83,15 +76,16 @@ def _forecast(experiment: Experiment, target, results: Path | None) -> bool:
         if SUGGEST.value:
             print(suggest.tried(experiment, target), flush=True)
     if results:
-        with results.open("a") as file:
-            file.write(json.dumps(found.as_json()) + "\n")
+        append_lines(results, [found.as_json()])
     return found.fits
 
 
-def _read(file: Path) -> list[dict]:
+def _table(file: Path) -> str:
+    from ig_jax.forecast.table import markdown
+
     try:
-        return [json.loads(line) for line in file.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        return markdown([json.loads(line) for line in file.read_text().splitlines()])
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"--table={str(file)!r} cannot be read ({error}); give a file that --results wrote") from error
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import subprocess
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from ig_jax.benchmarking.cases import Case
 from ig_jax.benchmarking.compare import Variant
 from ig_jax.benchmarking.timing import Spread, ratio
 from ig_jax.errors import UserError
-from ig_jax.files import writing
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # What the optimizer and one EMA must move for a parameter in float32: gradient, weight, two moments and the
@@ -139,11 +137,3 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def append(path: Path, lines: list[dict]) -> None:
-    """Add the records to a file of JSON lines."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.writelines(json.dumps(line, default=str) + "\n" for line in lines)

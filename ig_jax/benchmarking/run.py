@@ -10,6 +10,7 @@ from ig_jax.benchmarking.cases import Case
 from ig_jax.benchmarking.compare import Plan, Variant, compare
 from ig_jax.benchmarking.variants import variants_of
 from ig_jax.errors import UserError
+from ig_jax.files import append_lines
 from ig_jax.progress import Progress
 
 
@@ -33,7 +34,7 @@ def run(request: Request) -> list[dict]:
     the others are measured before.
     """
     groups = cases.grouped(all_cases(request))
-    report.append(request.results, [])  # now, not after the measurement
+    append_lines(request.results, [])
     if request.peers:
         peer.check_installed()
         for group in groups:
@@ -70,7 +71,7 @@ def _measured(request: Request, variants: list[list[Variant]]) -> tuple[list[dic
             records = [line for variant in group for line in report.records(request.command, variant)]
             for line in records:
                 line["ratios"] = [pair for pair in found if pair["ours"] == line["label"]]
-            report.append(request.results, records)
+            append_lines(request.results, records)
             lines, pairs = lines + records, pairs + found
     return lines, pairs
 

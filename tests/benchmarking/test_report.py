@@ -9,6 +9,7 @@ from ig_jax.benchmarking import cases, report, table
 from ig_jax.benchmarking.compare import Variant
 from ig_jax.benchmarking.timing import Turn
 from ig_jax.benchmarking.worker import Failed
+from ig_jax.files import append_lines
 
 REPORT = {
     "hardware": {"platform": "gpu", "device": "NVIDIA H200"}, "parameters": 10**6, "mesh": {"data": 2},
@@ -88,7 +89,7 @@ def test_ratios_are_said_with_both_clocks():
 def test_records_are_added_to_what_is_there(tmp_path):
     path = tmp_path / "deep" / "results.jsonl"
     for number in (1, 2):
-        report.append(path, [{"number": number}])
+        append_lines(path, [{"number": number}])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"number": 1}, {"number": 2}]
 
 
