@@ -39,10 +39,10 @@ def run(main: Callable[..., None], values: flags.FlagValues, doc: str, words: tu
         _leave(str(error), errors.RESUMABLE, values)
     except KeyboardInterrupt:
         _leave(f"{signal.SIGINT.name}; {AGAIN}", errors.RESUMABLE, values)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer
+        _leave(f"nobody reads what this prints; {AGAIN}", errors.RESUMABLE, values)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer
-            _leave(f"nobody reads what this prints; {AGAIN}", errors.RESUMABLE, values)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         what = f" ({error.filename})" if error.filename else ""

@@ -3,7 +3,7 @@
   python -m ig_jax.train --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
 """
 
-import os
+from pathlib import Path
 
 from absl import flags
 
@@ -39,7 +39,7 @@ def _keep_compilations(workdir: str) -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.abspath(os.path.expanduser(workdir)), "compilations"))
+        jax.config.update("jax_compilation_cache_dir", str(Path(workdir).expanduser().absolute() / "compilations"))
         # The digests of a restored state alone are dozens of programs of less than JAX's least time, a second.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -12,7 +12,10 @@ from ig_jax.errors import UserError, second_to
 
 
 class TensorBoard:
-    """Scalars and previews through clu, in the background; an error comes out of a later call, as a UserError."""
+    """Scalars and previews through clu, in the background; an error comes out of a later call, as a UserError.
+
+    Not through clu's own pool, which prints the traceback too.
+    """
 
     def __init__(self, directory: Path):
         self._directory = directory / "tensorboard"
