@@ -231,8 +231,18 @@ def test_a_full_disk_is_the_users_to_mend_and_a_failing_one_is_a_bug(capsys, mon
         run(lambda: open("/", "w"))
 
 
+@pytest.fixture
+def signals():
+    """As in a terminal: what a shell puts into the background ignores SIGINT, and `cli.run` keeps its own SIGTERM."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_that_is_asked_to_stop_can_be_given_again(number, capsys, monkeypatch):
+def test_a_command_that_is_asked_to_stop_can_be_given_again(number, signals, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ig_jax.evaluate"])
     with pytest.raises(SystemExit) as left:
         cli.run(lambda: signal.raise_signal(number), flags.FlagValues(), "")
