@@ -1,100 +1,101 @@
-"""Measure the train step and the sampler on this machine: speed, utilisation, memory, compile time.
+"""Measure the train step, the sampler, the kernels and the reading of data on this machine.
 
   python -m ig_jax.benchmark train   --model=SiT-S/2 --batch=8,16 --dtype=float32,bfloat16
-  python -m ig_jax.benchmark sample  --model=SiT-XL/2 --batch=64 --dtype=bfloat16 --steps=25
-  python -m ig_jax.benchmark train   --model=SiT-B/2 --peer=diffusers --peer_compile
-  python -m ig_jax.benchmark data    --config=configs/digits.py
-  python -m ig_jax.benchmark compile --model=SiT-S/2
-  python -m ig_jax.benchmark memory  --model=SiT-B/2 --batch=8,16,32
-  python -m ig_jax.benchmark kernels --model=SiT-B/2,SiT-XL/2 --batch=64 --dtype=bfloat16
+  python -m ig_jax.benchmark sample  --model=SiT-XL/2 --batch=64 --steps=25
+  python -m ig_jax.benchmark train   --model=SiT-B/2 --peer=../before
+  python -m ig_jax.benchmark train   --model=SiT-B/2 --peer="python launch/peer_diffusers.py"
+  python -m ig_jax.benchmark kernels --model=SiT-B/2,SiT-XL/2 --batch=64
+  python -m ig_jax.benchmark data    --folder=DIR, or without it a synthetic folder of latents in each format
+  python -m ig_jax.benchmark encode  --folder=IMAGES --batch=4 --dtype=float32,bfloat16, or without --folder soft noise
 
-Several values make several cases; those that do the same work take turns. One table on screen, one JSON line
-for each case in --results.
+Several values of a flag make several cases; those that do the same work are timed in turns, and so are peers. The
+command prints one table and appends a JSON line for each case to --results.
 """
 
-from pathlib import Path
+import ast
+from typing import Any
 
 from absl import flags
 
-from ig_jax import cli
-from ig_jax.errors import UserError, check
+from ig_jax.base import cli
+from ig_jax.base.errors import check
+from ig_jax.base.files import local_path
 
-WORDS = ("train", "sample", "data", "compile", "memory", "kernels")
+WORDS = ("train", "sample", "kernels", "data", "encode")
+AXES = {  # flag: (setting, help)
+    "batch": ("data.batch_size", "Global batch, images; 8 for a published name."),
+    "dtype": ("model.dtype", "Of matrix products: float32 or bfloat16; bfloat16 for a published name."),
+    "scan": ("model.scan_blocks", "Blocks in one compiled loop: True or False."),
+    "remat": ("model.remat", "What the backward pass recomputes: none, dots, full or auto."),
+    "attention": ("model.attention", "Attention kernel: auto, xla or cudnn."),
+    "depth": ("model.depth", "Number of blocks."),
+    "width": ("model.width", "Width, with the same head dimension."),
+    "latent": ("model.input_size", "Height and width of the latents; tokens = (latent / patch)^2."),
+    "devices": ("devices", "How many devices to use; all by default."),
+    "fsdp": ("mesh.fsdp", "Devices that share one copy of the state."),
+    "steps": ("sample.steps", "Solver steps."),
+    "solver": ("sample.solver", "Solver of the sampler."),
+    "ig_scale": ("sample.ig_scale", "Scale of internal guidance; 1 is off."),
+    "cfg_scale": ("sample.cfg_scale", "Scale of classifier-free guidance; 1 is off."),
+}
 FLAGS = flags.FlagValues()
-_define = {"flag_values": FLAGS}
-MODEL = flags.DEFINE_list("model", [], "Networks by their names, such as SiT-S/2,SiT-XL/2.", **_define)
-CONFIG_FILE = flags.DEFINE_string("config", "", "Or a config file, configs/NAME.py[:argument], with its data.",
-                                 **_define)
-LISTS = {  # axis: (how a value is read, help)
-    "batch": (int, "Global batch, images."),
-    "dtype": (str, "Of the matrix products: float32, bfloat16."),
-    "scan": (None, "Blocks in one compiled loop: on, off."),
-    "remat": (str, "What the backward pass recomputes: none, dots, full, auto."),
-    "attention": (str, "Which attention kernel: auto, xla, cudnn."),
-    "depth": (int, "Blocks, instead of the network's own."),
-    "width": (int, "Width, of the same head dimension, instead of the network's own."),
-    "latent": (int, "Latent height = width, so tokens = (latent / patch)^2."),
-    "devices": (int, "How many devices to use; all where not given."),
-    "cfg_scale": (float, "Scale of classifier-free guidance when sampling; 1 is off."),
-}
-AXES = {name: flags.DEFINE_list(name, [], f"{help_} Several make several cases.", **_define)
-        for name, (_, help_) in LISTS.items()}
-MESH = flags.DEFINE_list("mesh", [], "Devices along data, fsdp, tensor; one may be -1.", **_define)
-STEPS = flags.DEFINE_integer("steps", None, "Solver steps, to shorten what is sampled.", **_define)
-SOLVER = flags.DEFINE_string("solver", None, "Solver, instead of the recipe's own.", **_define)
-IG_SCALE = flags.DEFINE_float("ig_scale", None, "Scale of internal guidance when sampling; 1 is off.", **_define)
-REPEATS = flags.DEFINE_integer("repeats", 5, "Turns that are measured.", **_define)
-WARMUP = flags.DEFINE_integer("warmup", 2, "Calls before them.", **_define)
-WAIT = flags.DEFINE_float("wait", 2.0, "Seconds to wait for an idle machine, at most.", **_define)
-RESULTS = flags.DEFINE_string("results", "runs/benchmarks.jsonl", "File to add the JSON lines to.", **_define)
-PEER = flags.DEFINE_enum("peer", None, ["diffusers"], "The same work in PyTorch too, in turns.", **_define)
-PEER_COMPILE = flags.DEFINE_bool("peer_compile", False, "The peer under torch.compile too.", **_define)
-PROFILE = flags.DEFINE_string("profile", "", "Directory for a trace of each case, for TensorBoard.", **_define)
-# Flags that not every command reads.
-READERS = {
-    "peer": ("train", "sample"), "profile": ("train", "sample"), "remat": ("train", "memory", "compile", "data"),
-    **{name: ("sample",) for name in ("steps", "solver", "ig_scale", "cfg_scale")},
-}
+_at: dict[str, Any] = {"flag_values": FLAGS}
+MODEL = flags.DEFINE_list("model", [], "Published networks with their settings, such as SiT-S/2,SiT-XL/2.", **_at)
+CONFIG_FILE = flags.DEFINE_string("config", "", "A config file instead, configs/NAME.py[:argument].", **_at)
+LISTS = {name: flags.DEFINE_list(name, [], text, **_at) for name, (_, text) in AXES.items()}
+REPEATS = flags.DEFINE_integer("repeats", 5, "Measured turns.", lower_bound=1, **_at)
+WARMUP = flags.DEFINE_integer("warmup", 2, "Calls before the first turn.", lower_bound=1, **_at)
+RESULTS = flags.DEFINE_string("results", "runs/benchmarks.jsonl", "File to which JSON lines are appended.", **_at)
+PEER = flags.DEFINE_multi_string("peer", [], "Another checkout, or a command, to be timed in turns.", **_at)
+FOLDER = flags.DEFINE_string(
+    "folder", "", "For data: latents in any form that ig_jax.train reads; for encode: images.", **_at
+)
+SOURCE = flags.DEFINE_string("source", "auto", "For data: the form of the folder, as config.data.source.", **_at)
+PROFILE = flags.DEFINE_string("profile", "", "Directory for a trace of each case, for TensorBoard.", **_at)
 
 
 def main(command: str) -> None:
-    axes = {name: [_read(name, text) for text in AXES[name].value] for name in LISTS}
-    config = CONFIG_FILE.value
-    check(bool(MODEL.value) != bool(config), "--model and --config", (",".join(MODEL.value), config),
-          "one of the two", "try --model=SiT-S/2")
-    check(command != "data" or config, "--config", config, "given for data, which a name alone has not")
-    check(len(MESH.value) in (0, 3), "--mesh", ",".join(MESH.value), "three numbers such as -1,1,1")
-    check(REPEATS.value >= 1, "--repeats", REPEATS.value, "at least 1")
-    check(WARMUP.value >= 1, "--warmup", WARMUP.value, "at least 1, which compiles")
-    check(not PEER_COMPILE.value or PEER.value, "--peer_compile", True, "given together with --peer=diffusers")
-    for flag, readers in READERS.items():
-        check(command in readers or not FLAGS[flag].value, f"--{flag}", FLAGS[flag].value,
-              f"left out for {command}", f"it belongs to {', '.join(readers)}")
-    from ig_jax.benchmarking import run  # late: brings JAX, and bad flags should fail at once
+    results = local_path(RESULTS.value, "--results")
+    programs = ("model", "config", "peer", "profile", *AXES)
+    of_encode = ("source", *(name for name in programs if name not in ("batch", "dtype")))
+    foreign = {"data": programs, "encode": of_encode}.get(command, ("folder", "source"))
+    for name in foreign:
+        check(not FLAGS[name].present, f"--{name}", FLAGS[name].value, f"left out for {command}")
+    if command == "data":
+        from ig_jax.benchmarking import data  # late, as below
 
-    singles = {"mesh": tuple(_number("mesh", text, int) for text in MESH.value) or None, "steps": STEPS.value,
-               "solver": SOLVER.value, "ig_scale": IG_SCALE.value}
-    run.run(run.Request(
-        command, tuple(MODEL.value), config, axes | {name: [v] for name, v in singles.items() if v is not None},
-        run.Plan(REPEATS.value, WARMUP.value, WAIT.value, PROFILE.value),
-        (False, True)[: bool(PEER.value) + PEER_COMPILE.value], Path(RESULTS.value).expanduser(),
-    ))
+        return data.run(FOLDER.value, SOURCE.value, results)
+    if command == "encode":
+        from ig_jax.benchmarking import encoding
+
+        batch, dtypes = LISTS["batch"].value or ["4"], LISTS["dtype"].value or ["float32", "bfloat16"]
+        whole = len(batch) == 1 and batch[0].isdigit() and int(batch[0]) > 0
+        check(whole, "--batch", ",".join(batch), "one number of images")
+        check(set(dtypes) <= {"float32", "bfloat16"}, "--dtype", ",".join(dtypes), "float32 or bfloat16")
+        return encoding.run(FOLDER.value, int(batch[0]), dtypes, REPEATS.value, results)
+    models, config = MODEL.value, CONFIG_FILE.value
+    one = bool(models) != bool(config)
+    check(one, "--model and --config", (",".join(models), config), "one of the two", "try --model=SiT-S/2")
+    axes = {AXES[name][0]: list(map(_value, flag.value)) for name, flag in LISTS.items() if flag.value}
+    for name, (key, _) in AXES.items():
+        only = command == "sample" or not key.startswith("sample.") or key not in axes
+        check(only, f"--{name}", ",".join(LISTS[name].value), f"left out for {command}", "it belongs to sample")
+    check(command != "kernels" or not PEER.value, "--peer", PEER.value, "left out for kernels")
+    from ig_jax.benchmarking import cases, run  # late: they bring JAX, and wrong flags should fail at once
+
+    bases = [cases.of_config(config)] if config else [cases.published(name) for name in models]
+    made = [case for base in bases for case in cases.expanded(base, axes)]
+    repeats, warmup = (1, 1) if command == "kernels" else (REPEATS.value, WARMUP.value)  # kernels time themselves
+    profile = str(local_path(PROFILE.value, "--profile")) if PROFILE.value else ""
+    run.run(command, made, results, repeats, warmup, profile, PEER.value)
 
 
-def _read(name: str, text: str):
-    if name != "scan":
-        return _number(name, text, LISTS[name][0])
-    check(text in ("on", "off"), "--scan", text, "on or off")
-    return text == "on"
-
-
-def _number(name: str, text: str, kind: type):
+def _value(text: str) -> Any:
+    """A number, True or False where the text is one, otherwise the text."""
     try:
-        value = kind(text)
-    except ValueError:
-        raise UserError(f"--{name}={text!r} must be {'whole numbers' if kind is int else 'numbers'}") from None
-    check(kind is not int or name == "mesh" or value >= 1, f"--{name}", value, "at least 1")
-    return value
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 if __name__ == "__main__":

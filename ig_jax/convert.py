@@ -1,94 +1,147 @@
-"""Bring published PyTorch weights here, or take weights back; torch is not needed.
+"""Conversion of published PyTorch weights into checkpoints, and of checkpoints into weight files; torch is not needed.
 
   python -m ig_jax.convert --from=SiT-XL-2.pt --out=runs/sit-xl       .pt, .pth or .safetensors -> checkpoint
   python -m ig_jax.convert --to=sit-xl.pt --checkpoint=runs/sit-xl    checkpoint -> .pt, .pth or .safetensors
 
 Knows SiT, DiT and LightningDiT, with or without an intermediate head, and the SD-VAE and VA-VAE autoencoders,
-by the names and shapes of their tensors. The checkpoint holds the EMA and everything that `sample` needs. A
-file is only ever read: nothing in it is executed.
+by the names and shapes of their tensors, and the InceptionV3 of FID for `evaluate` (pytorch-fid's .pth, TensorFlow's
+.pb, NVIDIA's .pt, jax-fid's pickle). The checkpoint holds the EMA and everything that `sample` needs. A file is only
+read: nothing in it is executed.
 """
 
+import contextlib
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from ig_jax import cli
-from ig_jax.errors import UserError, check
-from ig_jax.files import atomic_directory
-from ig_jax.interop import plans
-from ig_jax.interop.weight_files import open_weights
+from ig_jax.base import cli
+from ig_jax.base.buckets import is_remote
+from ig_jax.base.errors import UserError, check
+from ig_jax.base.files import atomic_directory, file_size, user_path
+from ig_jax.interop import hub
+from ig_jax.weightfiles.files import open_weights
+from ig_jax.weightfiles.sets import choose, holds
+
+# Names of a tensor that shows where a network begins: those of the releases and those of diffusers.
+DENOISERS = ("x_embedder.proj.weight", "pos_embed.proj.weight")
+AUTOENCODERS = ("encoder.conv_in.weight",)
+INCEPTIONS = {"Conv2d_1a_3x3.conv.weight", "Conv2d_1a_3x3.conv.kernel", "conv/conv2d_params", "layers.conv.weight"}
 
 FLAGS = flags.FlagValues()
-_define = {"flag_values": FLAGS}
-FROM = flags.DEFINE_string("from", None, "Published weight file to import.", **_define)
-OUT = flags.DEFINE_string("out", None, "New directory to write the checkpoint to.", **_define)
-WHICH = flags.DEFINE_enum("which", "ema", ["ema", "model"], "The average, or the raw weights.", **_define)
-FAMILY = flags.DEFINE_string("family", "", "sit, dit or lightningdit, where the tensors fit two.", **_define)
-NUM_HEADS = flags.DEFINE_integer(
-    "num_heads", 0, "Attention heads, where the width is that of no published size.", **_define)
-INTER_DEPTH = flags.DEFINE_integer(
-    "inter_depth", 0, "Blocks run before the intermediate head; 8, as in the release, where neither you nor "
-    "the file says it.", **_define)
-LATENT_STATS = flags.DEFINE_string(
-    "latent_stats", "", "latents_stats.pt, the mean and std of each channel of VA-VAE latents.", **_define)
-NAME = flags.DEFINE_string("name", "", "Name of the experiment; that of the file where not given.", **_define)
-TO = flags.DEFINE_string("to", None, "New weight file to export to, .pt, .pth or .safetensors.", **_define)
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "What to export: a work directory, one of its steps, or an autoencoder.", **_define)
-EMA = flags.DEFINE_string("ema", "", "EMA to export, by its decay; the first where not given.", **_define)
+_text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_count = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+FROM = _text("from", None, "Published weights: a file, an index of shards, a folder, or hf:OWNER/NAME/FILE.")
+OUT = _text("out", None, "New directory to write the checkpoint to.")
+WHICH = _text("which", "ema", "ema for the average, model for the raw weights, or the place of a set in the file.")
+FAMILY = _text("family", "", "sit, dit or lightningdit; needed where the tensors fit two of them.")
+NUM_HEADS = _count("num_heads", 0, "Attention heads; needed where neither tensors nor a published size show them.")
+INTER_DEPTH = _count("inter_depth", 0, "Blocks before the intermediate head; by default as stored, or else 8.")
+INPUT_SIZE = _count("input_size", 0, "Latent pixels along an edge where nothing shows them (diffusers); by default 32.")
+LATENT_STATS = _text("latent_stats", "", "latents_stats.pt, the mean and std of each channel of VA-VAE latents.")
+NAME = _text("name", "", "Name of the experiment; by default that of the file.")
+TO = _text("to", None, "New .pt, .pth or .safetensors file to export to; a folder for diffusers' pipeline.")
+CHECKPOINT = _text("checkpoint", None, "Work directory, one of its steps, or autoencoder directory to export.")
+EMA = _text("ema", "", "EMA to export, by its decay; by default the first.")
 
 
 def main() -> None:
-    files = (FROM.value, TO.value)
-    check(bool(files[0]) != bool(files[1]), "(--from, --to)", files, "one file, not none or two",
-          "--from=FILE --out=DIR imports, --to=FILE --checkpoint=DIR exports")
-    for flag in (NUM_HEADS, INTER_DEPTH):
+    files, usage = (FROM.value, TO.value), "--from=FILE --out=DIR imports, --to=FILE --checkpoint=DIR exports"
+    check(bool(files[0]) != bool(files[1]), "(--from, --to)", files, "one file, not none or two", usage)
+    for flag in (NUM_HEADS, INTER_DEPTH, INPUT_SIZE):
         check(flag.value >= 0, f"--{flag.name}", flag.value, "at least 1")
     if FROM.value:
-        import_file(Path(FROM.value).expanduser(), Path(cli.required(OUT)).expanduser().absolute())
+        import_file(FROM.value, path_of(OUT))
     else:
-        export_file(Path(TO.value).expanduser().absolute(), Path(cli.required(CHECKPOINT)).expanduser())
+        export_file(path_of(TO), path_of(CHECKPOINT))
 
 
-def import_file(file: Path, out: Path) -> None:
-    """Convert a published file into the new directory `out`, which appears whole or not at all."""
+def path_of(flag: flags.FlagHolder) -> Path:
+    """The path that a flag must give."""
+    return user_path(cli.required(flag), f"--{flag.name}")
+
+
+def import_file(place: str, out: Path) -> None:
+    """Convert a published file, or diffusers' folder of one, into the new directory `out`, complete or not at all."""
     check_new(out)
-    choices = plans.Choices(WHICH.value, FAMILY.value, NUM_HEADS.value, INTER_DEPTH.value, LATENT_STATS.value,
-                            NAME.value or file.stem)
-    with open_weights(file) as weights:
-        tensors = weights.state_dict(choices.which)
-        try:
-            plan = plans.plan(file, weights.metadata, tensors, choices)
-            from ig_jax import importing  # late: brings JAX, and a file of other tensors should fail at once
-
-            job = importing.prepare(plan)
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from error
-        print(plan.describe(), flush=True)
-        content = job.read()
-    with atomic_directory(out) as directory:
+    file, origin = hub.located(place, "--from")
+    pipeline = file if (file / "model_index.json").is_file() else None
+    with contextlib.ExitStack() as stack:
+        job = stack.enter_context(opened(pipeline / "transformer" if pipeline else file, origin))
+        print(job.describe(), flush=True)
+        content: Any = job.read()
+        directory = stack.enter_context(atomic_directory(out))
         job.write(directory, content)
+        if pipeline and (pipeline / "vae").is_dir():
+            job = stack.enter_context(opened(pipeline / "vae", origin))
+            print(job.describe(), flush=True)
+            job.write(directory / "autoencoder", job.read())
     print(f"wrote {out}")
 
 
-def export_file(file: Path, checkpoint: Path) -> None:
-    """Convert a checkpoint into the new published file `file`, which appears whole or not at all."""
-    check(file.suffix in (".pt", ".pth", ".safetensors"), "--to", str(file), "a .pt, .pth or .safetensors")
-    check(not file.exists(), "--to", str(file), "a new file", "it exists; choose another")
-    from ig_jax import exporting
+@contextlib.contextmanager
+def opened(file: Path, origin: dict) -> Iterator[Any]:
+    """The import of one published file, which is open while the context lasts."""
+    with open_weights(file) as weights:
+        which, path = WHICH.value, weights.source.path
+        if (tensors := weights.joined()).keys() & INCEPTIONS:
+            from ig_jax.interop import importing, inception_weights
 
+            source = importing.source_of(weights.paths, origin)
+            yield inception_weights.InceptionImport.of(path, tensors, source)
+            return
+        if holds(weights, DENOISERS):
+            chosen = choose(weights, which, DENOISERS)
+        else:  # an autoencoder has one set
+            chosen = choose(weights, "" if which == "ema" and holds(weights, AUTOENCODERS) else which, AUTOENCODERS)
+        from ig_jax.interop import importing  # late: JAX takes seconds, a damaged file is refused before
+
+        choices = importing.Choices(
+            which="ema" if chosen.average or which == "ema" else "model",
+            family=FAMILY.value,
+            num_heads=NUM_HEADS.value,
+            inter_depth=INTER_DEPTH.value,
+            latent_stats=LATENT_STATS.value,
+            name=NAME.value or path.stem,
+            input_size=INPUT_SIZE.value,
+            place=chosen.label,
+            outside=chosen.outside,
+            paths=weights.paths,
+            origin=origin,
+        )
+        try:
+            job = importing.prepare(path, weights.metadata, chosen.tensors, choices)
+        except UserError as error:
+            raise UserError(f"{file}: {error}", name=error.name, value=error.value, expected=error.expected) from error
+        yield job
+
+
+def export_file(file: Path, checkpoint: Path) -> None:
+    """Convert a checkpoint into the new published file or pipeline folder `file`, complete or not at all."""
+    suffixes = (".pt", ".pth", ".safetensors")
+    check(file.suffix in ("", *suffixes), "--to", str(file), f"a {', '.join(suffixes)}, or a folder for diffusers")
+    check(not file.exists(), "--to", str(file), "a new file", "it exists; choose another")
+    from ig_jax.interop import exporting
+
+    if not file.suffix:
+        with atomic_directory(file) as folder:
+            exporting.write_pipeline(folder, checkpoint, EMA.value)
+        print(f"wrote {file}")
+        return
     form = exporting.published_form(checkpoint, EMA.value)
     form.write(file)
-    print(f"wrote {file}: {len(form.tensors)} tensors, {file.stat().st_size / 1e6:,.1f} MB")
+    print(f"wrote {file}: {len(form.tensors)} tensors, {file_size(file) / 1e6:,.1f} MB")
 
 
 def check_new(out: Path) -> None:
     """Raise UserError unless `out` can be made, or is empty."""
-    there = next(path for path in (out, *out.parents) if path.exists())
-    check(there.is_dir() and os.access(there, os.W_OK), "--out", str(out), "a directory that can be written")
-    check(there != out or not any(out.iterdir()), "--out", str(out), "a new or empty directory",
-          "it holds something; choose another")
+    if not is_remote(out):
+        there = next(path for path in (out, *out.parents) if path.exists())
+        check(there.is_dir() and os.access(there, os.W_OK), "--out", str(out), "a directory that can be written")
+    check(not out.exists() or not any(out.iterdir()), "--out", str(out), "a new or empty directory", "choose another")
 
 
 if __name__ == "__main__":

@@ -1,152 +1,301 @@
-"""Measure samples of a checkpoint against real held-out images, over a sweep of guidance scales.
+"""Measure samples: FID and its relatives with --inception, and without it a small CNN over a sweep of guidance scales.
 
+  python -m ig_jax.evaluate --samples=runs/a --reference=VIRTUAL_imagenet256_labeled.npz --inception=IN --out=runs/fid
+  python -m ig_jax.evaluate --checkpoint=runs/xl --preset=sit-xl-ig --reference=REF --inception=IN --out=runs/fid
+  python -m ig_jax.evaluate --write_reference=ref.npz --images=ILSVRC --size=256 --inception=IN
+  python -m ig_jax.evaluate --checkpoint=runs/xl --sweep='ig_scale=1,1.5,2;cfg_scale=1,1.25' (and as above)
+  python -m ig_jax.evaluate --card=sit-xl-ig
   python -m ig_jax.evaluate --checkpoint=runs/digits --out=runs/digits/evaluation
-  python -m ig_jax.evaluate --checkpoint=runs/converted --data=ig_digits --out=runs/converted/evaluation
 
-The number is FD-CNN: the Frechet distance on the features of a small CNN trained on the real train split (its
-checksum stands beside every number). It is not FID. Writes table.txt and table.json.
+The first ones use the InceptionV3 that `convert` wrote and write metrics.json with the whole recipe of each number;
+straight from a checkpoint nothing but features is stored. Run the same command again to resume. FD-CNN of the last is
+the Frechet distance on the features of a small CNN trained on the real training split (its checksum is stored with
+every number). It is not FID. Writes table.txt and table.json; an empty list of scales, as in --cfg_scales=, leaves that
+guidance out.
 """
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
-from ig_jax import cli, pretrained
+from ig_jax.base import cli
+from ig_jax.base.errors import UserError, check
+from ig_jax.base.files import atomic_file, local_path, writing
+from ig_jax.base.progress import Progress
+from ig_jax.base.versions import versions
 from ig_jax.data.dataset import DataConfig, open_split
-from ig_jax.errors import UserError, check
-from ig_jax.evaluation import features, scores, sweep
-from ig_jax.files import atomic_file, writing
-from ig_jax.generation import decode
+from ig_jax.data.spec import pixels
+from ig_jax.diffusion.recipe import Recipe
+from ig_jax.evaluation import cards, classifier, report, scoring, search, sweep
+from ig_jax.evaluation.features import InceptionNet
+from ig_jax.evaluation.image_sets import open_set
+from ig_jax.evaluation.reference import read_reference
+from ig_jax.evaluation.reference import write_reference as write
+from ig_jax.generation import decode, pretrained, sampler
+from ig_jax.generation.flags import Request, check_sampling, define_request, requested
+from ig_jax.generation.folder import IDENTITY
 from ig_jax.generation.labels import labels_for
-from ig_jax.progress import Progress
+from ig_jax.parallel import processes
+from ig_jax.parallel.mesh import make_mesh
+from ig_jax.pictures.images import write_png
 
 FLAGS = flags.FlagValues()
-_define = {"flag_values": FLAGS}
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a run, or one of its steps.", **_define)
-OUT = flags.DEFINE_string("out", None, "Directory to write to; the classifier is kept there too.", **_define)
-NUM = flags.DEFINE_integer("num", 2000, "Images for each recipe, class-balanced.", **_define)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", **_define)
-BATCH = flags.DEFINE_integer("batch_size", 500, "Images in one pass of the program, over all devices.", **_define)
-DATA = flags.DEFINE_string(
-    "data", "", "TFDS name of labelled real images of the same classes; those it was trained on where not given, which "
-    "of a converted checkpoint nobody knows.", **_define)
-AUTOENCODER = flags.DEFINE_string("autoencoder", "", "Decoder of a model of latents, as for sample.", **_define)
-EMA = flags.DEFINE_string("ema", "", "Which EMA, by its decay; the first where not given.", **_define)
-IG_SCALES = flags.DEFINE_list("ig_scales", ["1.5", "2", "2.5"], "w of internal guidance to try.", **_define)
-CFG_SCALES = flags.DEFINE_list("cfg_scales", ["1.1", "1.25", "1.5"], "s of classifier-free guidance to try.", **_define)
+_at: dict[str, Any] = {"flag_values": FLAGS}
+define_request(FLAGS, None, "Images; by default 50,000, or 2,000 for each recipe of a sweep, class-balanced.")
+FLAGS.set_default("batch_size", None)
+_text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+SAMPLES = _text("samples", "", "Samples to measure: a folder of images (of `sample`), or an npz with arr_0.")
+REFERENCE = _text("reference", "", "Reference: statistics or images in an npz, pkl or pt, or a folder of images.")
+INCEPTION = _text("inception", "", "Directory of the InceptionV3 that `convert` wrote.")
+WRITE_REFERENCE = _text("write_reference", "", "Reference npz in ADM's form to write from --images.")
+IMAGES = _text("images", "", "Real images: a folder, an npz, or with --size any source that `encode` reads.")
+SIZE = flags.DEFINE_integer("size", 0, "Pixels to which --images are cropped; 0 leaves a folder as it is.", **_at)
+SWEEP = _text("sweep", "", "Grid to search for the lowest FID: ig_scale=1,1.5,2;cfg_scale=1,1.25;ema=0.999,0.9999.")
+CARD = _text("card", "", "Reproduction card to show and, where all it needs is given, to run; all for a table.")
+SPLIT = _text("split", "train", "Split of --images.")
+cli.define_launch(FLAGS)
+CLASSIFIER = flags.DEFINE_string("classifier", "", "Directory of the classifier, to share it; by default --out.", **_at)
+DATA = flags.DEFINE_string("data", "", "TFDS name of labelled images; by default the training data of the run.", **_at)
+IG_SCALES = flags.DEFINE_list("ig_scales", ["1.5", "2", "2.5"], "w of internal guidance to try.", **_at)
+CFG_SCALES = flags.DEFINE_list("cfg_scales", ["1.1", "1.25", "1.5"], "s of classifier-free guidance to try.", **_at)
 
 
 def main() -> None:
-    cli.required(CHECKPOINT), cli.required(OUT)
-    check(NUM.value >= 2, "--num", NUM.value, "at least 2 images")
-    check(BATCH.value >= 1, "--batch_size", BATCH.value, "at least 1 image")
-    check(0 <= SEED.value < 2**31, "--seed", SEED.value, "in [0, 2^31)")
-    model = pretrained.load(CHECKPOINT.value, ema=EMA.value, autoencoder=AUTOENCODER.value or None)
+    with processes.together(FLAGS):
+        evaluate()
+
+
+def evaluate() -> None:
+    """Measure, or write, what the flags ask for."""
+    check_sampling(FLAGS, num=2)
+    if WRITE_REFERENCE.value:
+        return write_reference(local_path(WRITE_REFERENCE.value, "--write_reference"))
+    if CARD.value:
+        return reproduce(CARD.value)
+    out = local_path(cli.required(FLAGS["out"]), "--out")
+    if SWEEP.value:
+        return explore(out)
+    if INCEPTION.value or SAMPLES.value or REFERENCE.value:
+        return score(out)
+    compare(out)
+
+
+def score(out: Path) -> None:
+    """FID and its relatives of --samples, or of samples of --checkpoint that are never stored."""
+    both = bool(SAMPLES.value), bool(FLAGS.checkpoint)
+    check(sum(both) == 1, "(--samples, --checkpoint)", (SAMPLES.value, FLAGS.checkpoint), "one of the two")
+    reference = read_reference(cli.required(FLAGS["reference"]))
+    notes, folder, batch_size = list(reference.notes), out / "features", FLAGS.batch_size or 64
+    images = open_set(SAMPLES.value, "--samples") if SAMPLES.value else None
+    check(images is None or FLAGS.num in (None, images.count), "--num", FLAGS.num, "left out with --samples: all count")
+    net = InceptionNet(cli.required(FLAGS["inception"]), make_mesh())
+    if images is not None:
+        notes += images.notes
+        size, made = images.shape[:2], {"name": images.name, "digest": images.digest, "recipe": images.made}
+        if images.made is None:
+            notes.append(("no_recipe", f"{images.name} does not say how its images were made"))
+        measured = scoring.measure_set(net, images, batch_size, folder)
+    else:
+        request = requested(
+            FLAGS, "evaluation", ["npz"], lambda model: (50_000, "random" if FLAGS.preset else "balanced")
+        )
+        request.model.check_images()
+        size, made = request.model.image_shape[:2], {"recipe": request.metadata}
+        if processes.is_first():
+            print(request.model.summary(request.recipe), flush=True)
+        what = {key: request.metadata[key] for key in (*IDENTITY, "labels_sha256") if key in request.metadata}
+        count = len(request.labels)
+        measured = scoring.measure(net, lambda start: sampled(request, start, batch_size), count, folder, what)
+    reference = scoring.completed(reference, net, batch_size, out / "reference_features")
+    numbers, how = scoring.results(measured, reference, size, notes)
+    scoring.report(notes)
+    processes.wait_for_all("the features are no longer needed")
+    if processes.is_first():
+        found = numbers | {"recipe": scoring.recipe_of(made, reference, net, how, notes)}
+        with atomic_file(out / "metrics.json") as file:
+            file.write((json.dumps(found, indent=2) + "\n").encode())
+        for key, value in numbers.items():
+            print(f"{key:<20}  {'not measured' if value is None else format(value, ',.7g')}")
+        for name in ("features", "reference_features"):
+            shutil.rmtree(out / name, ignore_errors=True)
+
+
+def reproduce(name: str) -> None:
+    """Show a card, and judge the samples of --checkpoint by it where they can be measured."""
+    if name == "all":
+        return print(cards.table())
+    card = cards.card(name)
+    print(card.page(), flush=True)
+    missing = [f"--{flag}" for flag in ("checkpoint", "reference", "inception", "out") if not FLAGS[flag].value]
+    if missing:
+        return print(f"not run here: give {', '.join(missing)}")
+    for flag in card.flags:
+        key, value = flag.removeprefix("--").split("=", 1)
+        if not FLAGS[key].present:
+            FLAGS[key].parse(value)
+    out = local_path(FLAGS.out, "--out")
+    score(out)
+    if processes.is_first():
+        verdict = card.judge(json.loads((out / "metrics.json").read_text()))
+        with atomic_file(out / "card.json") as file:
+            file.write((json.dumps({"card": name, "verdict": verdict}, indent=2) + "\n").encode())
+        print(verdict)
+
+
+def explore(out: Path) -> None:
+    """FID over a grid of recipes and a finer one around its best, all from the same noise."""
+    axes, reference = search.axes(SWEEP.value), read_reference(cli.required(FLAGS["reference"]))
+    request = requested(FLAGS, "sweep", ["npz"], lambda model: (10_000, "random" if FLAGS.preset else "balanced"))
+    models = {ema: pretrained.load(FLAGS.checkpoint, ema=ema) for ema in axes.get("ema", [request.model.ema])}
+    models = {ema: dataclasses.replace(request.model, params=m.params, ema=m.ema) for ema, m in models.items()}
+    for point in search.grid(axes):
+        request.model.check(request.recipe.replace(**{key: point[key] for key in point if key != "ema"}))
+    net, batch_size = InceptionNet(cli.required(FLAGS["inception"]), make_mesh()), FLAGS.batch_size or 64
+    reference = scoring.completed(reference, net, batch_size, out / "reference_features")
+    what = {key: request.metadata[key] for key in (*IDENTITY, "labels_sha256") if key in request.metadata}
+    what |= {"reference": reference.digest, "inception": net.digest, "count": len(request.labels)}
+
+    def score_point(point: search.Point) -> dict:
+        recipe = request.recipe.replace(**{key: value for key, value in point.items() if key != "ema"})
+        asked = request._replace(recipe=recipe, model=models[point.get("ema", request.model.ema)])
+        if processes.is_first():
+            print(f"sweep       {json.dumps(point)}", flush=True)
+        batches = lambda start: sampled(asked, start, batch_size)
+        found = scoring.measure(net, batches, len(request.labels), out / "features", what | {"point": point})
+        numbers = scoring.distances(found, reference) | {"inception_score": found.in_order.mean}
+        processes.wait_for_all("the point is measured")
+        if processes.is_first():
+            shutil.rmtree(out / "features")
+        return numbers | {"recipe": recipe.flat()}
+
+    rows = search.search(axes, score_point, out / "rows.jsonl", json.loads(json.dumps(what)))
+    if processes.is_first():
+        text, best = search.table(rows), min(rows, key=lambda row: row["fid"])
+        for name, content in (("table.txt", text), ("best.json", json.dumps(best | request.metadata, indent=2))):
+            with atomic_file(out / name) as file:
+                file.write(f"{content}\n".encode())
+        write_png(out / "sweep.png", search.picture(rows))
+        print(text)
+
+
+def sampled(request: Request, start: int, batch_size: int) -> Iterator[tuple[np.ndarray, jax.Array]]:
+    """Batches of images of a request from sample `start` on, on the devices; the next one is dispatched already."""
+    indices, model = np.arange(start, len(request.labels)), request.model
+    given: dict[str, Any] = dict(seed=request.seed, batch_size=batch_size, indices=indices)
+    for batch in model.batches(request.recipe, request.labels[start:].tolist(), **given):
+        sampler.check_finite(sampler.local_rows(batch.latents, len(batch.indices))[1], request.recipe)
+        yield batch.indices, model.decode(batch.latents)
+
+
+def write_reference(path: Path) -> None:
+    """Statistics of all --images, and the first 10,000 of them, in ADM's form."""
+    check(path.suffix == ".npz", "--write_reference", str(path), "an .npz file")
+    images = open_set(cli.required(FLAGS["images"]), "--images", SIZE.value, SPLIT.value)
+    net, batch_size = InceptionNet(cli.required(FLAGS["inception"]), make_mesh()), FLAGS.batch_size or 64
+    folder = path.with_name(f"{path.stem}_features")
+    found = scoring.measure_set(net, images, batch_size, folder)
+    if processes.is_first():
+        names = {"mu": "pool", "mu_s": "spatial"}
+        arrays = {name: found.moments(feature).mean for name, feature in names.items()}
+        arrays |= {name.replace("mu", "sigma"): found.moments(feature).cov for name, feature in names.items()}
+        kept = min(found.count, 10_000)
+        arrays |= {"count": np.array(found.count), "feats": found.rows[:kept].astype(np.float32)}
+        made = {"images": images.name, "digest": images.digest, "size": images.shape[:2], "inception": net.digest}
+        write(path, arrays, images, kept, made | {"versions": versions()})
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"wrote {path}: statistics of {found.count:,} images, the first {kept:,} of them")
+
+
+def compare(out: Path) -> None:
+    """The table of FD-CNN and class agreement over a sweep of scales."""
+    checkpoint = cli.required(FLAGS["checkpoint"])
+    for name, default in (("num", 2000), ("batch_size", 500)):
+        FLAGS[name].value = FLAGS[name].value or default
+    model = pretrained.load(checkpoint, ema=FLAGS.ema, autoencoder=FLAGS.autoencoder)
     headed = model.experiment.model.inter_depth or IG_SCALES.present
     ig_scales, cfg_scales = _scales(IG_SCALES) if headed else [], _scales(CFG_SCALES)
     for w, s in itertools.product([1.0, *ig_scales], [1.0, *cfg_scales]):
-        model.check(dataclasses.replace(model.recipe, ig_scale=w, cfg_scale=s))
+        model.check(model.recipe.replace(ig_scale=w, cfg_scale=s))
     decode.check_decodable(model.experiment.latents, model.autoencoder)
     data = model.experiment.data
-    data = dataclasses.replace(data, source="tfds", name=DATA.value, folder="", pad=0) if DATA.value else data
-    out = Path(OUT.value).expanduser().absolute()
-    what = {"checkpoint": model.digest, "step": model.step, "ema": model.ema, "num": NUM.value, "seed": SEED.value,
-            "autoencoder": model.autoencoder.digest if model.autoencoder else None,
-            "ig_scales": ig_scales, "cfg_scales": cfg_scales, "data": dataclasses.asdict(data)}
-    if _already_there(out, what):
-        print((out / "table.txt").read_text(), end="")
-        return
-    ruler = make_ruler(model, data, out)
-    labels = labels_for(np.arange(NUM.value), "balanced", model.experiment.model.num_classes, SEED.value)
-    recipes = sweep.count(ig_scales, cfg_scales)
-    print(f"sweep       {recipes} recipes x {NUM.value:,} images, {model.recipe.solver} {model.recipe.steps} steps")
-    with Progress(recipes * NUM.value, "images") as progress:
-        draw = functools.partial(model.sample, labels=labels, seed=SEED.value, batch_size=BATCH.value, progress=progress)
-        rows = sweep.sweep(draw, labels, ruler, model.recipe, ig_scales, cfg_scales)
-    floor = ruler.floor(NUM.value)
-    text = summary(rows, floor)
-    with atomic_file(out / "table.txt") as file:
-        file.write((text + "\n").encode())
-    with atomic_file(out / "table.json") as file:
-        file.write((json.dumps({"what": what, "floor": floor, "rows": rows}, indent=2) + "\n").encode())
-    print(text)
+    if DATA.value:
+        named: dict[str, Any] = dict(source="tfds", name=DATA.value, folder="", pad=0, mirrored=bool(data.mirrored))
+        data = dataclasses.replace(data, **named, holds="pixels", dtype="uint8")
+    what = {
+        "checkpoint": model.digest,
+        "step": model.step,
+        "ema": model.ema,
+        "num": FLAGS.num,
+        "seed": FLAGS.seed,
+        "autoencoder": model.autoencoder.digest if model.autoencoder else None,
+        "ig_scales": ig_scales,
+        "cfg_scales": cfg_scales,
+        "data": dataclasses.asdict(data),
+    }
+    if not _is_finished(out, what):
+        evaluator = make_evaluator(model, data, out, local_path(CLASSIFIER.value or out, "--classifier"))
+        rows = measured(model, evaluator, ig_scales, cfg_scales)
+        real = evaluator.real(min(FLAGS.num, len(evaluator.test)))
+        found = {"what": what, "versions": versions(), "real": real, "rows": rows}
+        for name, text in (("table.txt", report.summary(rows, real)), ("table.json", json.dumps(found, indent=2))):
+            with atomic_file(out / name) as file:
+                file.write(f"{text}\n".encode())
+    print((out / "table.txt").read_text(), end="")
 
 
-def make_ruler(model: pretrained.Pretrained, data: DataConfig, out: Path) -> sweep.Ruler:
-    """The classifier of this data set, trained once and kept in `out`, and the real statistics.
+def make_evaluator(model: pretrained.Pretrained, data: DataConfig, out: Path, folder: Path) -> sweep.Evaluator:
+    """The real images, and the classifier of them in `folder`.
 
-    Raises: UserError when the images are not there, or not of the shape or the classes of the model's.
+    Raises: UserError for data of another kind, and for folders that cannot be written, before hours of work.
     """
-    classes = model.experiment.model.num_classes
-    sources = [open_split(data, split, model.image_shape, classes) for split in (data.split, data.test_split)]
-    train, test = (_arrays(source) for source in sources)
-    with writing(out):  # before the work
-        out.mkdir(parents=True, exist_ok=True)
-    path = out / f"classifier_{name_of(sources)}.npz"
-    if path.exists():
-        classifier = features.load(path)
-    else:
-        steps = 1500
-        with Progress(steps, "classifier steps") as progress:
-
-            def report(done: int, loss: float) -> None:
-                progress.advance(done - progress.done)
-                if done % 500 == 0:
-                    progress.show(f"loss {loss:.3f}")
-
-            classifier = features.train_classifier(
-                *train, *test, num_classes=classes, steps=steps, progress=report
-            )
-        features.save(classifier, path)
-    print(f"classifier  right on {classifier.test_accuracy:.1%} of the real test images, "
-          f"sha256 {classifier.checksum[:12]}", flush=True)
-    return sweep.Ruler(classifier, scores.reference_stats(classifier, train[0]), *test)
+    classes = tuple(map(str, range(model.experiment.model.num_classes)))
+    promise = pixels(model.image_shape, classes, bool(data.mirrored))
+    train, test = (open_split(data, split, promise) for split in (data.split, data.test_split))
+    for directory in (out, folder):
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+    return sweep.Evaluator.of(classifier.trained_once(train, test, folder), train, test)
 
 
-def name_of(sources) -> str:
-    """Eight characters that stand for the data, so that no classifier is taken for that of other images."""
-    identity = [(source.identity, source.image_shape, source.class_names) for source in sources]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
+def measured(
+    model: pretrained.Pretrained, evaluator: sweep.Evaluator, ig_scales: list[float], cfg_scales: list[float]
+) -> list[dict]:
+    """The row of every recipe of the sweep."""
+    labels = labels_for(np.arange(FLAGS.num), "balanced", model.experiment.model.num_classes, FLAGS.seed)
+    recipes, recipe = sweep.count(ig_scales, cfg_scales), model.recipe
+    print(f"sweep       {recipes} recipes x {FLAGS.num:,} images, {recipe.solver.name} {recipe.steps} steps")
+    few = min(FLAGS.num, len(evaluator.test))
+    with Progress(recipes * FLAGS.num, "images") as progress:
+        given: dict[str, Any] = dict(seed=FLAGS.seed, batch_size=FLAGS.batch_size, progress=progress)
 
+        def score(recipe: Recipe) -> dict:
+            batches = model.images(recipe, labels.tolist(), **given)
+            return evaluator.score(((images, labels[indices]) for indices, images in batches), FLAGS.num, few)
 
-def _arrays(source) -> tuple[np.ndarray, np.ndarray]:
-    everything = source.gather(np.arange(len(source)))
-    return everything["image"], everything["label"]
-
-
-def summary(rows: list[dict], floor: dict) -> str:
-    """Every row, then the best of each kind beside the floor; a network without a head has no internal guidance."""
-    kinds = [kind for kind in ("none", "CFG", "IG", "IG+CFG") if any(row["kind"] == kind for row in rows)]
-    chosen = {kind: sweep.best(rows, kind) for kind in kinds}
-    lines = [
-        scores.table([floor, *rows]),
-        "",
-        "best of each, w and s both chosen on this metric:",
-        scores.table([floor, *chosen.values()]).split("\n\n")[0],
-    ]
-    if "IG" in chosen:
-        plain, guided = chosen["none"]["fd_cnn"], chosen["IG"]["fd_cnn"]
-        lines += ["", f"internal guidance brings FD-CNN from {plain:.2f} to {guided:.2f}, {guided / plain:.2f} of it, "
-                  "at no cost in network evaluations"]
-    return "\n".join(lines)
+        return sweep.sweep(score, recipe, ig_scales, cfg_scales)
 
 
 def _scales(flag: flags.FlagHolder) -> list[float]:
     try:
-        values = [float(part) for part in flag.value]
+        values = [float(part) for part in flag.value if part]
     except ValueError:
-        raise UserError(f"--{flag.name}={','.join(flag.value)!r} must be numbers such as 1.5,2") from None
-    check(values and 1.0 not in values, f"--{flag.name}", values, "one or more numbers other than 1 (1 is off)")
+        values = [1.0]
+    if 1.0 in values:
+        expected = "numbers other than 1 (off), as 1.5,2"
+        raise UserError(name=f"--{flag.name}", value=",".join(flag.value), expected=expected)
     return values
 
 
-def _already_there(out: Path, what: dict) -> bool:
+def _is_finished(out: Path, what: dict) -> bool:
     try:
         return json.loads((out / "table.json").read_text())["what"] == what
     except (OSError, ValueError, KeyError):

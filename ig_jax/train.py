@@ -1,46 +1,51 @@
 """Train a diffusion transformer with internal guidance; the same command again resumes.
 
-  python -m ig_jax.train --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
+python -m ig_jax.train --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
 """
 
-from pathlib import Path
+from ig_jax.base import signals
+
+if __name__ == "__main__":  # first: the imports take seconds
+    signals.leave_at_once()
+
+import os
 
 from absl import flags
 
-from ig_jax import cli, config_files
-from ig_jax.config import Experiment, bind
+from ig_jax.base import cli
+from ig_jax.base.files import run_path
+from ig_jax.config import files as config_files
 from ig_jax.parallel import processes
 
-FLAGS = flags.FlagValues()
-CONFIG = config_files.define_flag(
+FLAGS = config_files.ConfigFlags(
     "Config file of the experiment, with an argument after a colon (configs/digits.py:runlocal). Override any key: "
-    "--config.run.steps=2000.", FLAGS)
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of this run: checkpoints, metrics.jsonl, TensorBoard logs, previews.",
-    flag_values=FLAGS,
+    "--config.run.steps=2000."
 )
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of this run: checkpoints, metrics.jsonl, TensorBoard logs, previews.", flag_values=FLAGS
+)
+cli.define_launch(FLAGS)
 
 
 def main() -> None:
-    experiment = bind(Experiment, cli.required(CONFIG))
+    experiment = FLAGS.experiment()
     workdir = cli.required(WORKDIR)
-    processes.check_alone("train")
     cli.quiet_libraries()
     _keep_compilations(workdir)
-    from ig_jax.training.loop import (
-        train,  # late: brings Orbax and grain, and bad input should fail at once
-    )
+    # Late: brings Orbax and grain, and bad input should fail at once.
+    from ig_jax.training.loop import train
 
-    train(experiment, workdir)
+    with processes.together(FLAGS):
+        train(experiment, workdir)
 
 
 def _keep_compilations(workdir: str) -> None:
-    """Compile once for all starts of a run; whoever has set JAX_COMPILATION_CACHE_DIR keeps that."""
+    """Cache compilations in the work directory, unless JAX_COMPILATION_CACHE_DIR is set."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(workdir).expanduser().absolute() / "compilations"))
-        # The digests of a restored state alone are dozens of programs of less than JAX's least time, a second.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(run_path(workdir, "workdir") / "compilations"))
+        # The digests of a restored state alone are dozens of programs below JAX's threshold of one second.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

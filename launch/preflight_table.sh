@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the README's table of the XL configs on pods and GPU boxes again: about an hour on 2 cores, and nothing is run.
+# Makes the table of ig_jax/forecast/RESULTS.md again: about an hour on 2 cores, and nothing runs.
 #   bash launch/preflight_table.sh [results]      default runs/preflight.jsonl; needs the extra preflight
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -8,7 +8,7 @@ mkdir -p "$(dirname "$results")"
 
 forecast() { # targets, further flags
   .venv/bin/python -m ig_jax.preflight --config=configs/$config.py:XL --config.data.batch_size=$batch --sample_batch=0 \
-    --results="$results" --target="$@" || [ $? -eq 4 ]
+    --results="$results" --target="$1" "${@:2}" || [ $? -eq 4 ]
 }
 for batch in 256 1024; do
   for config in sit_imagenet256 lightningdit_imagenet256; do
@@ -16,4 +16,4 @@ for batch in 256 1024; do
     forecast tpu:v5e:4x4,tpu:v5e:16x16,tpu:v5p:4x4x4 --quick
   done
 done
-.venv/bin/python -m ig_jax.preflight --table="$results"
+.venv/bin/python launch/preflight_table.py "$results"

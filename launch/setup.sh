@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with the JAX that this machine wants, once; later calls return at once.
-#   bash launch/setup.sh [extra ...]      extras of pyproject.toml besides the accelerator's, such as "test"
+# Create .venv with the build of JAX for this machine; later calls return at once.
+#   bash launch/setup.sh [extra ...]      extras of pyproject.toml in addition to the accelerator's, such as "test"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,7 +17,12 @@ python_of_this_machine() {
       return
     fi
   done
-  echo "ig_jax: error: Python 3.11 or newer was not found; install it, or set PYTHON=/path/to/python" >&2
+  # The images of TPU VMs have 3.10; uv brings a newer one without root.
+  if command -v uv >/dev/null 2>&1; then
+    uv python install --quiet 3.12 && uv python find 3.12
+    return
+  fi
+  echo "ig_jax: error: Python 3.11 or newer was not found; install it or uv, or set PYTHON=/path/to/python" >&2
   return 2
 }
 

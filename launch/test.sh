@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Sets up the environment with the test extra and runs the tests; arguments go to pytest.
+# Set up the environment with the test extra and run the tests; arguments are passed to pytest.
 #   bash launch/test.sh [--extra=NAME ...] [pytest arguments]
-#   --extra=tpu    adds the TPU compiler (0.4 GB), and the tests that compile every config for a slice
-#   --extra=cuda   adds the GPU compiler and cuDNN (5.5 GB), and the same for GPU boxes
-#   IG_JAX_FULL_SIZE=1 compiles the XL networks for 256 chips and 8 GPUs too, for hours
+#   --extra=tpu    adds the TPU compiler (0.4 GB) and the tests that compile every config for a TPU slice
+#   --extra=cuda   adds the GPU compiler and cuDNN (5.5 GB) and the same tests for GPU boxes
+#   --extra=torch  adds PyTorch and diffusers, and the tests that read and write weights with them
+#   --extra=buckets  adds object stores on this machine, and the tests of gs:// and s3://
+#   IG_JAX_FULL_SIZE=1 also compiles the XL networks for 256 chips and 8 GPUs, which takes hours
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=(test)

@@ -1,29 +1,37 @@
-"""Runners and workers that do nothing, for tests of what is around them; a module, so that a worker can import it."""
+"""Runners and workers that do nothing, for tests of what surrounds them; a module, so that a worker can import it."""
 
 import dataclasses
 import os
 import time
 
+from ig_jax import benchmark
+from ig_jax.base.errors import UserError
 from ig_jax.benchmarking import cases
-from ig_jax.benchmarking.timing import Turn
 from ig_jax.benchmarking.worker import Failed
-from ig_jax.errors import UserError
+
+TINY = (  # flags of a network of one narrow block
+    *("--model=SiT-S/2", "--width=64", "--depth=1", "--latent=8"),
+    *("--batch=2", "--devices=1", "--repeats=1", "--warmup=1"),
+)
 
 
 def case(**changes) -> cases.Case:
     """SiT of one narrow block on one device."""
-    made = cases.changed(cases.published("SiT-S/2"), "width", 64)
-    for axis, value in {"depth": 1, "latent": 8, "batch": 2, "devices": 1, **changes}.items():
-        made = cases.changed(made, axis, value)
+    made = cases.published("SiT-XL/2")
+    small = {"width": 72, "depth": 1, "latent": 8, "batch": 2, "devices": 1, "dtype": "float32"}
+    for name, value in (small | changes).items():
+        made = cases.changed(made, benchmark.AXES.get(name, [f"sample.{name}"])[0], value)
     return made
 
 
 class Runner:
-    """In a worker: fails in the way its name says, or sleeps."""
+    """In a worker: fails in the way its values say, or sleeps."""
 
-    def __init__(self, name: str):
+    def __init__(self, values: dict):
+        name = values["name"]
+        print("what libraries print is no answer")
         if name == "user":
-            raise UserError("x=1 must be 2")
+            raise UserError(name="x", value=1, expected="2", fix="do so")
         if name == "memory":
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
         if name == "killed":
@@ -39,7 +47,7 @@ class Runner:
 
 @dataclasses.dataclass
 class FakeWorker:
-    """Instead of a process: writes down what is asked of it."""
+    """A worker without a process that logs what it is asked for."""
 
     name: str
     log: list[str]
@@ -57,13 +65,9 @@ class FakeWorker:
         if what == self.fails_at:
             raise self.error(f"{what} went wrong")
 
-    def turn(self, calls: int, patience: float = 0.0) -> Turn:
-        self._did("turn")
-        return Turn(self.seconds, self.seconds / 2, 0.0)
-
-    def finish(self) -> dict:
-        self._did("finish")
-        return {"memory": {}}
+    def ask(self, request: str, *arguments):
+        self._did(request)
+        return [self.seconds, self.seconds / 2] if request == "turn" else {"answer": 42}
 
     def close(self) -> None:
         self.log.append(f"{self.name}:close")

@@ -4,12 +4,15 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most of a test is compilation, and LLVM's optimisations are nearly half of it; no result here is one of speed.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # `train` called inside this process would leave the cache of its run to all later tests; commands of their own have it.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
-import pytest  # noqa: E402
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/toy.py
 

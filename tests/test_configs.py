@@ -7,10 +7,12 @@ import runpy
 from pathlib import Path
 
 import pytest
+from refusal import refused
 
-from ig_jax import config_files
-from ig_jax.config import Experiment, bind
-from ig_jax.errors import UserError
+from ig_jax.base.schema import bind
+from ig_jax.config import files as config_files
+from ig_jax.config.experiment import Experiment
+from ig_jax.diffusion.guidance import Rule
 from ig_jax.models import dit, zoo
 from ig_jax.training.loop import train
 
@@ -19,6 +21,7 @@ FORMS = ("full", "runlocal")
 ARGUMENTS = {  # the groups of words each config takes
     "digits": [("head", "plain"), FORMS],
     "fashion_mnist": [FORMS],
+    "fractal": [FORMS],
     "sit_imagenet256": [("XL", "L", "B"), ("paper", "release"), ("256", "512"), FORMS],
     "dit_imagenet256": [("XL", "L", "B"), ("paper", "plain"), ("256", "512"), FORMS],
     "lightningdit_imagenet256": [("XL", "1p0B", "1p6B"), ("paper", "release"), FORMS],
@@ -26,8 +29,10 @@ ARGUMENTS = {  # the groups of words each config takes
 EVERY = [(name, ",".join(words)) for name in ARGUMENTS for words in itertools.product(*ARGUMENTS[name])]
 # Parameters of the published checkpoints, fixed positions included; DiT's without a head.
 PUBLISHED = {
-    ("sit_imagenet256", "B"): 131_693_600, ("sit_imagenet256", "L"): 460_202_016,
-    ("sit_imagenet256", "XL"): 677_786_144, ("dit_imagenet256", "XL,plain"): 675_129_632,
+    ("sit_imagenet256", "B"): 131_693_600,
+    ("sit_imagenet256", "L"): 460_202_016,
+    ("sit_imagenet256", "XL"): 677_786_144,
+    ("dit_imagenet256", "XL,plain"): 675_129_632,
     ("lightningdit_imagenet256", "XL"): 677_951_296,
 }
 
@@ -75,27 +80,47 @@ def test_the_release_differs_where_it_should():
 
 
 # Of the paper (arXiv 2512.24176), but for the scale of L, which it does not name: that is B's.
-@pytest.mark.parametrize("size,learning_rate,b2,inter_weight,decay,w,s,ig_interval,cfg_interval", [
-    ("B", 1e-4, 0.999, 0.5, 0.9999, 2.3, 1.0, (0.3, 1.0), (0.0, 1.0)),
-    ("L", 1e-4, 0.999, 0.5, 0.9999, 2.3, 1.0, (0.3, 1.0), (0.0, 1.0)),
-    ("XL", 1e-4, 0.999, 0.5, 0.9999, 1.4, 1.35, (0.0, 1.0), (0.0, 0.7)),
-])
-def test_sit_has_the_numbers_of_the_paper(size, learning_rate, b2, inter_weight, decay, w, s, ig_interval, cfg_interval):
+@pytest.mark.parametrize(
+    "size,learning_rate,b2,inter_weight,decay,w,s,ig_interval,cfg_interval",
+    [
+        ("B", 1e-4, 0.999, 0.5, 0.9999, 2.3, 1.0, (0.3, 1.0), (0.0, 1.0)),
+        ("L", 1e-4, 0.999, 0.5, 0.9999, 2.3, 1.0, (0.3, 1.0), (0.0, 1.0)),
+        ("XL", 1e-4, 0.999, 0.5, 0.9999, 1.4, 1.35, (0.0, 1.0), (0.0, 0.7)),
+    ],
+)
+def test_sit_has_the_numbers_of_the_paper(
+    size, learning_rate, b2, inter_weight, decay, w, s, ig_interval, cfg_interval
+):
     bound = experiment("sit_imagenet256", size)
     assert (bound.optimizer.learning_rate, bound.optimizer.b2) == (learning_rate, b2)
     assert (bound.loss.inter_weight, bound.ema.decays) == ((inter_weight,), (decay,))
-    assert (bound.sample.ig_scale, bound.sample.ig_interval) == (w, ig_interval)
-    assert (bound.sample.cfg_scale, bound.sample.cfg_interval) == (s, cfg_interval)
+    assert bound.sample.rules["ig"] == Rule(w, ig_interval)
+    assert bound.sample.rules["cfg"] == Rule(s, cfg_interval)
 
 
-@pytest.mark.parametrize("name,millions", [
-    ("SiT-S/2", 33.0), ("SiT-B/4", 130.6), ("SiT-L/8", 459.9), ("DiT-XL/1", 677.5),
-    ("LightningDiT-B/1", 131.5), ("LightningDiT-1p0B/1", 1028.0), ("LightningDiT-1p6B/2", 1630.0),
-])
+@pytest.mark.parametrize(
+    "name,millions",
+    [
+        ("SiT-S/2", 33.0),
+        ("SiT-B/4", 130.6),
+        ("SiT-L/8", 459.9),
+        ("DiT-XL/1", 677.5),
+        ("LightningDiT-B/1", 131.5),
+        ("LightningDiT-1p0B/1", 1028.0),
+        ("LightningDiT-1p6B/2", 1630.0),
+    ],
+)
 def test_networks_by_name(name, millions):
     side, channels = (16, 32) if name.startswith("Lightning") else (32, 4)
-    config = dit.DiTConfig(**zoo.named(name), input_size=side, channels=channels, num_classes=1000,
-                           dtype="float32", scan_blocks=False, remat="none")
+    config = dit.DiTConfig(
+        **zoo.named(name),
+        input_size=side,
+        channels=channels,
+        num_classes=1000,
+        dtype="float32",
+        scan_blocks=False,
+        remat="none",
+    )
     assert config.patch_size == int(name[-1])
     trainable = sum(math.prod(s.shape) for n, s in dit.shapes(config).items() if n not in dit.FROZEN)
     assert trainable / 1e6 == pytest.approx(millions, rel=0.02)
@@ -103,7 +128,7 @@ def test_networks_by_name(name, millions):
 
 @pytest.mark.parametrize("name", ["SiT-XL", "SiT-XXL/2", "UNet-B/2", "SiT-B/3"])
 def test_unknown_names_are_refused(name):
-    with pytest.raises(UserError, match="must be family-size/patch"):
+    with refused("model name", name, expected="family-size/patch"):
         zoo.named(name)
 
 
@@ -115,8 +140,8 @@ def test_bad_arguments_are_refused(arg):
 
 def test_words_come_in_any_order_and_the_first_is_the_default():
     groups = (("a", "b"), ("c", "d"))
-    assert config_files.choices("", *groups) == ("a", "c")
-    assert config_files.choices("d", *groups) == config_files.choices("d,a", *groups) == ("a", "d")
+    assert config_files.words("", *groups) == ("a", "c")
+    assert config_files.words("d", *groups) == config_files.words("d,a", *groups) == ("a", "d")
 
 
 # DiT learns a variance, which takes the discrete Gaussian process; digits are trained in test_retrofit.

@@ -1,4 +1,4 @@
-"""What importing costs and needs, each in a process of its own."""
+"""Costs and requirements of imports, each in a process of its own."""
 
 import subprocess
 import sys
@@ -7,17 +7,34 @@ import toy
 
 HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "clu", "grain", "PIL", "ml_collections", "absl", "tqdm")
 CORE = [
-    "ig_jax.models.dit", "ig_jax.models.zoo", "ig_jax.models.cost", "ig_jax.models.latents", "ig_jax.models.kernels",
-    "ig_jax.models.autoencoder", "ig_jax.diffusion.paths", "ig_jax.diffusion.losses", "ig_jax.diffusion.guidance",
-    "ig_jax.diffusion.samplers", "ig_jax.diffusion.randomness", "ig_jax.parallel.mesh", "ig_jax.parallel.sharding",
+    "ig_jax.models.dit",
+    "ig_jax.models.zoo",
+    "ig_jax.models.cost",
+    "ig_jax.models.latents",
+    "ig_jax.models.kernels",
+    "ig_jax.models.autoencoder",
+    "ig_jax.diffusion.paths",
+    "ig_jax.diffusion.loss",
+    "ig_jax.diffusion.guidance",
+    "ig_jax.diffusion.samplers",
+    "ig_jax.diffusion.randomness",
+    "ig_jax.parallel.mesh",
+    "ig_jax.parallel.sharding",
+    "ig_jax.data.spec",
+    "ig_jax.data.sources",
+    "ig_jax.optim.optimizer",
+    "ig_jax.optim.ema",
+    "ig_jax.config.experiment",
     "ig_jax.training.step",
+    "ig_jax.training.program",
 ]
-BENCHMARK = [f"ig_jax.benchmarking.{name}" for name in ("run", "runners", "peer")]
+BENCHMARK = [f"ig_jax.benchmarking.{name}" for name in ("run", "programs", "worker")]
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=toy.ROOT, env=toy.environment(),
-                          text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=toy.ROOT, env=toy.environment(), text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -35,37 +52,43 @@ def test_commands_parse_their_flags_before_anything_heavy_is_imported():
 def test_no_step_waits_for_tensorflow(tmp_path):
     python(f"""
 import pathlib, sys
-from ig_jax.training.board import TensorBoard
-with TensorBoard(pathlib.Path({str(tmp_path)!r})) as board:
+from ig_jax.training.tensorboard import TensorBoard
+with TensorBoard(pathlib.Path({str(tmp_path)!r})) as tensorboard:
     assert "tensorflow" not in sys.modules
-    board.scalars(1, {{"loss/total": 2.0}})
+    tensorboard.scalars(1, {{"loss/total": 2.0}})
 """)
     assert any(b"loss/total" in path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
 
 
 def test_the_core_runs_where_only_jax_flax_optax_and_einops_exist():
     """Everything else is made impossible to import; flax itself brings orbax, which is therefore allowed there."""
-    only_with("flax.nnx, optax, einops", blocked=[name for name in HEAVY if name not in ("orbax", "absl", "tqdm")],
-              code=f"for module in {CORE!r}: importlib.import_module(module)")
+    only_with(
+        "flax.nnx, optax, einops",
+        blocked=[name for name in HEAVY if name not in ("orbax", "absl", "tqdm")],
+        code=f"for module in {CORE!r}: importlib.import_module(module)",
+    )
 
 
 def test_the_benchmark_of_a_named_model_needs_no_more_and_its_driver_touches_no_device():
     """A device that the driver had opened would be lost to its workers."""
-    only_with("flax.nnx, optax, einops, absl.flags", blocked=[n for n in HEAVY if n not in ("orbax", "absl")], code=f"""
+    only_with(
+        "flax.nnx, optax, einops, absl.flags",
+        blocked=[n for n in HEAVY if n not in ("orbax", "absl")],
+        code=f"""
 for module in {BENCHMARK!r}: importlib.import_module(module)
-from ig_jax.benchmarking import cases, peer_numbers, report, variants
-made = cases.expanded(cases.published("SiT-XL/2"), {{"batch": [8, 16], "cfg_scale": [1.0, 1.35]}})
-group = variants.variants_of("sample", made[:1], (False, True), "")
-report.records("sample", group[0])
-peer_numbers.numbers(made[-1], "sample")
+from ig_jax.benchmarking import cases, run
+made = cases.expanded(cases.published("SiT-XL/2"), {{"data.batch_size": [8, 16], "sample.cfg_scale": [1.0, 1.35]}})
+group = run.variants_of("sample", made[0], ["../before"], "")
+run.results_of("sample", group[0])
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()
-""")
+""",
+    )
 
 
-def test_the_peer_of_the_benchmark_imports_no_jax():
-    loaded = python("import sys, ig_jax.benchmark, ig_jax.benchmarking.peer; print(*sys.modules)").split()
-    assert not {"jax", "flax", "torch", *HEAVY} & {name.split(".")[0] for name in loaded} - {"absl"}
+def test_a_benchmark_reads_its_flags_before_jax():
+    loaded = python("import sys, ig_jax.benchmark, ig_jax.benchmarking.worker; print(*sys.modules)").split()
+    assert not {"jax", "flax", *HEAVY} & {name.split(".")[0] for name in loaded} - {"absl"}
 
 
 def only_with(packages: str, *, blocked: list[str], code: str) -> None:

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import toy
 
-from ig_jax.config import Experiment, bind
-from ig_jax.training.checkpoints import Checkpoints
-from ig_jax.training.optimizer import make_optimizer
+from ig_jax.base.schema import bind
+from ig_jax.checkpoints.steps import Checkpoints
+from ig_jax.config.experiment import Experiment
+from ig_jax.optim.optimizer import make_optimizer
 from ig_jax.training.state import TrainState, new_state
 
 
@@ -26,6 +27,7 @@ def experiment(**model) -> Experiment:
     if channels != 1:
         config.run.preview_images = 0
         config.latents.update(name="sd_vae", shift=(0.0,) * channels, scale=(1.0,) * channels, uint8_rule="sit")
+        config.data.update(holds="latents", dtype="float32")
     return bind(Experiment, config)
 
 
@@ -36,17 +38,24 @@ def state(e: Experiment, seed: int = 0) -> TrainState:
     def make(key):
         fresh = new_state(e.model, e.optimizer, make_optimizer(e.optimizer, 1, e.model), e.ema.names, e.seed, {})
         keys = jax.random.split(key, len(fresh.params))
-        params = {name: value + 0.1 * jax.random.normal(key, value.shape, jnp.float32)
-                  for key, (name, value) in zip(keys, fresh.params.items())}
-        return dataclasses.replace(fresh, params=params, ema={name: params for name in e.ema.names})
+        params = {
+            name: value + 0.1 * jax.random.normal(key, value.shape, jnp.float32)
+            for key, (name, value) in zip(keys, fresh.params.items())
+        }
+        return dataclasses.replace(fresh, params=params, ema=dict.fromkeys(e.ema.names, params))
 
     return make(jax.random.key(seed))
 
 
 def write(directory: Path, e: Experiment, seed: int = 0) -> Path:
     """A work directory with one step, as training writes it."""
-    meta = {"config": e.as_dict(), "data": {}, "labels": [str(i) for i in range(e.model.num_classes)],
-            "versions": {"jax": importlib.metadata.version("jax")}, "devices": 1}
+    meta = {
+        "config": e.as_dict(),
+        "data": {},
+        "labels": [str(i) for i in range(e.model.num_classes)],
+        "versions": {"jax": importlib.metadata.version("jax")},
+        "devices": 1,
+    }
     with Checkpoints(directory / "checkpoints", keep=1) as saver:
-        saver.save(state(e, seed), meta)
+        saver.save(0, state(e, seed).items(), meta)
     return directory

@@ -1,4 +1,4 @@
-"""Looking into traced programs."""
+"""Inspection of traced programs."""
 
 
 def inside(equation) -> list:

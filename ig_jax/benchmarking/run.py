@@ -1,107 +1,205 @@
-"""From the flags to the table: cases, workers, turns, records."""
+"""The benchmark from its cases to the table: workers, turns, results, ratios to peers."""
 
-import dataclasses
+import datetime
+import functools
 import itertools
+import os
+import shlex
+import statistics
+import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from ig_jax.benchmarking import cases, peer, peer_numbers, report, starts, table
+from ig_jax.base.errors import UserError
+from ig_jax.base.files import append_lines, is_dir, local_path
+from ig_jax.base.progress import Progress
+from ig_jax.base.versions import versions
 from ig_jax.benchmarking.cases import Case
-from ig_jax.benchmarking.compare import Plan, Variant, compare
-from ig_jax.benchmarking.variants import variants_of
-from ig_jax.errors import UserError
-from ig_jax.files import append_lines
-from ig_jax.progress import Progress
+from ig_jax.benchmarking.worker import SERVE, THIS, Turn, Variant, Worker, measure
+
+Result = dict[str, Any]
+PROGRAMS = {"train": "programs:Train", "sample": "programs:Sample", "kernels": "kernels:Kernels"}
+DASH = "-"
+COLUMNS = {  # of the table: a heading, and how a result is written under it; DASH where it lacks a number
+    "case": "{label}",
+    "remat x micro-batches": "{fit[remat]} x{fit[accumulate]}",
+    "evals": "{evaluations_per_image:.0f}",
+    "images/s": "{images_per_second:,.2f}",
+    "ms (min-max)": "{ms[median]:,.1f} ({ms[low]:,.1f}-{ms[high]:,.1f})",
+    "CPU ms (min-max)": "{cpu_ms[median]:,.1f} ({cpu_ms[low]:,.1f}-{cpu_ms[high]:,.1f})",
+    "TFLOP/s": "{tflops:,.3f}",
+    "of peak": "{of_peak:.1%}",
+    "of sheet": "{of_datasheet:.1%}",
+    "GiB": "{peak_gib:,.2f}",
+    "compile s": "{compile_s:,.1f}",
+    "shape": "{shape}",
+    "forward ms": "{forward_ms:,.3f}",
+    "of peak forward": "{forward_of_peak:.1%}",
+    "with backward": "{both_ms:,.3f}",
+    "of peak with both": "{both_of_peak:.1%}",
+    "error": "{error:.1e}",
+    "gradient": "{gradient_error:.1e}",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What the flags asked for."""
+def run(
+    command: str, cases: list[Case], results: Path, repeats: int, warmup: int, profile: str, peers: list[str]
+) -> None:
+    """Measure the cases, print the table and append a JSON line for each program to the file `results`.
 
-    command: str
-    models: tuple[str, ...]
-    config: str
-    axes: dict[str, list]  # values of each axis of cases.changed; none for as it is
-    plan: Plan
-    peers: tuple[bool, ...]  # of diffusers: whether each is compiled
-    results: Path
-
-
-def run(request: Request) -> list[dict]:
-    """Measure, print the table and add the records to the results; the records.
-
-    Raises: UserError for a case that cannot be, RuntimeError when one failed for another reason than memory;
-    the others are measured before.
+    repeats: turns of each program; warmup: calls before the first; profile: directory for traces, "" for none; peers:
+    other checkouts, or commands that serve the same requests.
+    Raises: UserError for a case that is not possible, RuntimeError when one failed for another reason than memory;
+    the others are measured first.
     """
-    groups = cases.grouped(all_cases(request))
-    append_lines(request.results, [])
-    if request.peers:
-        peer.check_installed()
-        for group in groups:
-            peer_numbers.check_comparable(group[0], request.command)
+    groups: dict[tuple, list[Variant]] = {}
+    everything: list[Result] = []
+    pairs: list[Result] = []
     with tempfile.TemporaryDirectory() as cache:
-        variants = [variants_of(request.command, group, request.peers, cache) for group in groups]
-        lines, pairs = _measured(request, variants)
-    print(table.table(request.command, lines))
-    if pairs:
-        print(f"\n{table.ratios(pairs)}")
-    print(f"\n{len(lines)} records added to {request.results}")
-    for variant in itertools.chain(*variants):
+        for case in cases:
+            groups.setdefault(case.group, []).extend(variants_of(command, case, peers, cache))
+        append_lines(results, [])
+        with Progress((repeats + 2) * sum(map(len, groups.values())), "turns") as progress:
+
+            def notify(variant: Variant, text: str) -> None:
+                progress.advance()
+                progress.show(f"{variant.label}: {text}")
+
+            for group in groups.values():
+                measure(group, repeats, warmup, profile, notify)
+                found = ratios(group)
+                lines = [line for variant in group for line in results_of(command, variant)]
+                for line in lines:
+                    line["ratios"] = [pair for pair in found if pair["case"] == line["label"]]
+                append_lines(results, lines)
+                everything, pairs = everything + lines, pairs + found
+    print(table(everything))
+    for pair in pairs:
+        wall, cpu = ("{median:.2f} ({low:.2f}-{high:.2f})".format(**pair[clock]) for clock in Turn._fields)
+        print(f"time of {pair['case']} / {pair['peer']}: {wall}, CPU time {cpu}; in () of neighbouring turns")
+    print(f"{len(everything)} lines appended to {results}")
+    for variant in itertools.chain(*groups.values()):
         if isinstance(variant.failure, UserError):
             raise variant.failure
         if variant.failure is not None and not variant.failure.is_memory:
             raise RuntimeError(f"{variant.label}: {variant.failure}\n{variant.failure.detail}")
-    return lines
 
 
-def _measured(request: Request, variants: list[list[Variant]]) -> tuple[list[dict], list[dict]]:
-    """The records of all variants, added to the results as they come, and the ratios to peers."""
-    lines, pairs = [], []
-    with Progress(_events(request, variants), "turns") as progress:
+def variants_of(command: str, case: Case, peers: list[str], cache: str) -> list[Variant]:
+    """The program of a case, followed by its peers.
 
-        def said(variant: Variant, text: str) -> None:
-            progress.advance()
-            progress.show(f"{variant.label}: {text}")
-
-        for group in variants:
-            _measure(request, group, said)
-            if all(isinstance(variant.failure, UserError) for variant in group):
-                raise group[0].failure
-            found = ratios(group)
-            records = [line for variant in group for line in report.records(request.command, variant)]
-            for line in records:
-                line["ratios"] = [pair for pair in found if pair["ours"] == line["label"]]
-            append_lines(request.results, records)
-            lines, pairs = lines + records, pairs + found
-    return lines, pairs
+    `cache` is an empty directory for compiled programs, where a worker that starts again finds its own.
+    """
+    request, variables = [f"ig_jax.benchmarking.{PROGRAMS[command]}", case.as_dict()], environment(case)
+    cached = variables | {"JAX_COMPILATION_CACHE_DIR": cache}
+    found = [Variant(case.label, case, functools.partial(Worker, request, cached))]
+    for peer in peers:
+        program, directory = (SERVE, local_path(peer, "--peer")) if is_dir(peer) else (shlex.split(peer), None)
+        worker = functools.partial(Worker, request, variables, program, directory)
+        found.append(Variant(f"{case.label} {peer}", case, worker, peer))
+    return found
 
 
-def all_cases(request: Request) -> list[Case]:
-    """Every case of the request.  Raises: UserError for one that cannot be."""
-    bases = [cases.of_config(request.config)] if request.config else map(cases.published, request.models)
-    return [case for base in bases for case in cases.expanded(base, request.axes)]
+def environment(case: Case) -> dict[str, str]:
+    """Variables of a worker: threads wait asleep, since others take turns, and as many host devices as the case has."""
+    here = str(Path(__file__).parents[2])  # for the commands of peers that import ig_jax
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    variables = {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": path}
+    if case.devices:
+        kept = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
+        variables["XLA_FLAGS"] = " ".join([*kept, f"--xla_force_host_platform_device_count={case.devices}"])
+    return variables
 
 
-def _measure(request: Request, group: list[Variant], said) -> None:
-    single = {"compile": starts.start_twice, "kernels": starts.measure_kernels}.get(request.command)
-    if single is None:
-        compare(group, request.plan, said)
-        return
-    for variant in group:
-        single(variant, said)
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and greatest of a series."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def _events(request: Request, variants: list[list[Variant]]) -> int:
-    """How often `said` will be called when nothing fails and all variants of a group share a host."""
-    each = {"compile": 2, "kernels": 1}.get(request.command, request.plan.repeats + 2)
-    return each * sum(map(len, variants))
+def ratio(times: list[float], peer: list[float]) -> dict[str, float]:
+    """The ratio of the medians, and the least and greatest ratio of two neighbouring turns."""
+    paired = spread([a / b for a, b in zip(times, peer)])
+    return paired | {"median": statistics.median(times) / statistics.median(peer)}
 
 
-def ratios(group: list[Variant]) -> list[dict]:
-    """Each of ours over each peer of its precision, where both have been measured."""
-    done = [variant for variant in group if variant.failure is None and variant.turns]
+def ratios(group: list[Variant]) -> list[Result]:
+    """Time of each case over time of each of its peers, by both clocks."""
+    measured = [variant for variant in group if variant.failure is None and variant.turns]
     return [
-        report.compared(ours, other) for ours, other in itertools.product(done, done)
-        if ours.framework == "ig_jax" and other.framework != "ig_jax"
-        and ours.case.model.dtype == other.case.model.dtype
+        {"case": mine.label, "peer": peer.label}
+        | {clock: ratio(*([getattr(turn, clock) for turn in v.turns] for v in (mine, peer))) for clock in Turn._fields}
+        for mine, peer in itertools.product(measured, measured)
+        if mine.framework == THIS != peer.framework and mine.case is peer.case
     ]
+
+
+def results_of(command: str, variant: Variant) -> list[Result]:
+    """The result of a variant as JSON types, None for what is not measured here; one for each kernel."""
+    found, extras, case = variant.report, variant.extras, variant.case
+    line = {
+        "command": command,
+        "label": variant.label,
+        "framework": variant.framework,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions() | found.get("versions", {}),
+        "commit": commit(variant.framework),
+        "batch": case.batch,
+        "case": case.as_dict(),
+        "evaluations_per_image": found.get("evaluations"),
+        "flops_per_call": found.get("flops"),
+        **{key: found.get(key) for key in ("hardware", "parameters", "mesh", "fit", "compile_s")},
+    }
+    if variant.failure is not None:
+        memory = not isinstance(variant.failure, UserError) and variant.failure.is_memory
+        return [line | {"failure": "out of memory" if memory else str(variant.failure)}]
+    if command == "kernels":
+        return [line | row | {"label": f"{variant.label} {row['kernel']}"} for row in extras["rows"]]
+    line |= {name: extras[name] for name in ("peak_bytes", "loss", "finite") if name in extras}
+    return [line | (_speed(variant) if variant.turns else {})]
+
+
+def _speed(variant: Variant) -> Result:
+    """Times, rates, and the shares of what the devices can do; the virtual devices of a CPU share one host."""
+    found, extras = variant.report, variant.extras
+    wall, cpu = (spread(list(series)) for series in zip(*variant.turns))
+    rate = found["flops"] / wall["median"] if found.get("flops") else None
+    devices = 1 if found["hardware"]["platform"] == "cpu" else found.get("used_devices", 1)
+    share = lambda limit: rate / (limit * devices) if rate and limit else None
+    return {
+        "images_per_second": variant.case.batch / wall["median"],
+        "ms": {key: 1e3 * value for key, value in wall.items()},
+        "cpu_ms": {key: 1e3 * value for key, value in cpu.items()},
+        "turns": variant.turns,
+        "tflops": rate / 1e12 if rate else None,
+        "of_peak": share(extras.get("peak")),
+        "of_datasheet": share(extras.get("datasheet")),
+        "peak_gib": extras["peak_bytes"] / 2**30 if "peak_bytes" in extras else None,
+    }
+
+
+def commit(framework: str) -> str | None:
+    """The commit of this checkout or of that of a peer, None where there is none."""
+    directory = Path(__file__).parent if framework == THIS else Path(framework).expanduser()
+    command = ["git", "-C", str(directory), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def table(lines: list[Result]) -> str:
+    """The results in aligned columns, empty ones left out, and below them what failed."""
+    measured = [line for line in lines if "failure" not in line]
+    rows = [list(COLUMNS), *([_cell(form, line) for form in COLUMNS.values()] for line in measured)]
+    filled = [column for column in zip(*rows) if set(column[1:]) != {DASH}]
+    widths = [max(map(len, column)) for column in filled]
+    aligned = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in zip(*filled)]
+    return "\n".join(aligned + [f"{line['label']}: {line['failure']}" for line in lines if "failure" in line])
+
+
+def _cell(form: str, line: Result) -> str:
+    try:
+        return form.format(**line)
+    except (KeyError, TypeError):  # nothing, or None
+        return DASH

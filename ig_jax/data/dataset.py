@@ -1,47 +1,82 @@
-"""Which labelled images an experiment uses, and how they are opened."""
+"""The data section of a config, and the opened splits it describes."""
 
 import dataclasses
 
-from ig_jax.data import sources
-from ig_jax.errors import check
+from ig_jax.base.errors import check
+from ig_jax.data import sources, statistics
+from ig_jax.data.formats import registry
+from ig_jax.data.spec import BatchSpec
+from ig_jax.models.latents import PIXELS, LatentScaling
+
+AUTO = "auto"  # a setting that the data decide
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where labelled images come from."""
+    """Labelled data: where they are, and what a batch of them holds."""
 
-    source: str  # "tfds" | "idx" (a folder with the four MNIST-style .gz files)
+    source: str  # a format of data/formats, or "auto": the one that recognises the folder
     name: str  # TFDS name, for source "tfds"
-    folder: str  # TFDS data directory ("" for the TFDS default), or the IDX folder
+    folder: str  # TFDS data directory ("" for the TFDS default), or the folder or file of any other format
     split: str  # to train on
     test_split: str  # held out, for evaluation
-    batch_size: int  # global, images a step
+    batch_size: int  # global, images per step
     pad: int  # zero pixels added on each side
     in_memory: bool  # decode everything once (small sets)
+    # What a batch holds. "auto" takes it from the data, and before they are opened moments in bfloat16 of both mirrors.
+    holds: str  # "pixels" | "moments" (mean and spread of an encoder) | "latents"
+    dtype: str  # of the stored numbers: "uint8" for pixels, otherwise "float32" | "bfloat16" | "float16"
+    mirrored: bool | str  # mirror half of the images; moments and latents must then be stored both ways
 
     def __post_init__(self):
-        check(self.source in ("tfds", "idx"), "source", self.source, "tfds or idx")
-        check(self.source != "tfds" or self.name, "name", self.name, "a TFDS data set name")
-        check(self.source != "idx" or self.folder, "folder", self.folder, "the folder of the IDX files",
-              "set --config.data.folder")
+        check(self.mirrored in (True, False, AUTO), "mirrored", self.mirrored, f"True, False or {AUTO!r}")
+        known = (AUTO, *registry.names())
+        check(self.source in known, "source", self.source, f"one of {', '.join(known)}")
         for name in ("split", "test_split"):
             check(getattr(self, name) != "", name, getattr(self, name), "a split name")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1 image")
         check(self.pad >= 0, "pad", self.pad, "at least 0 pixels")
 
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The fields of a BatchSpec that this section leaves to the data."""
+        fields = tuple(name for name in ("holds", "dtype", "mirrored") if getattr(self, name) == AUTO)
+        # Who names a format means its numbers too.
+        return fields if self.source == AUTO else (*fields, "scaling")
 
-def open_split(config: DataConfig, split: str, image_shape: tuple[int, int, int], num_classes: int):
-    """The ImageSource of one split, with the shape and classes a model wants.
+    def spec(self, latent_shape: tuple[int, int, int], scaling: LatentScaling, num_classes: int) -> BatchSpec:
+        """What this section promises of its data, before they are opened, for a model of that input."""
+        classes = tuple(map(str, range(num_classes)))
+        of_pixels = scaling.name == PIXELS.name
+        holds, dtype = ("pixels", "uint8") if of_pixels else ("moments", "bfloat16")
+        return BatchSpec(
+            holds if self.holds == AUTO else self.holds,
+            latent_shape,
+            dtype if self.dtype == AUTO else self.dtype,
+            not of_pixels if self.mirrored == AUTO else bool(self.mirrored),
+            scaling,
+            classes,
+        )
 
-    Raises: UserError when the data cannot be opened or do not fit the model.
+    def of_data(self, spec: BatchSpec) -> "DataConfig":
+        """This section with what it leaves to the data as found in them."""
+        found = {name: getattr(spec, name) for name in self.undecided if name != "scaling"}
+        return dataclasses.replace(self, **found)
+
+
+def open_split(config: DataConfig, split: str, promise: BatchSpec) -> sources.Source:
+    """The source of one split, its labels checked where they are known.
+
+    Raises: UserError when the data cannot be opened or are not what `promise` says of them.
     """
-    if config.source == "tfds":
-        source = sources.open_tfds(config.name, split, config.folder or None)
-    else:
-        source = sources.open_idx(config.folder, split)
-    source = sources.pad(source, config.pad) if config.pad else source
-    check(tuple(source.image_shape) == image_shape, "data image shape", tuple(source.image_shape),
-          f"{image_shape}, the model's input_size and channels", "set data.pad or the model's input_size")
-    check(source.num_classes == num_classes, "model.num_classes", num_classes,
-          f"{source.num_classes}, the classes of {source.identity}")
+    name = registry.recognised(config.folder) if config.source == AUTO else config.source
+    height, width, channels = promise.latent_shape
+    shape = (height - 2 * config.pad, width - 2 * config.pad, channels)
+    more = (shape,) if registry.crops(name) else ()
+    source = sources.pad(registry.opener(name)(config, split, *more), config.pad)
+    source = dataclasses.replace(source, spec=source.spec.completed(promise))
+    source.spec.check_keeps(promise, config.undecided)
+    source.check_labels()
+    if source.spec.holds != "pixels":
+        statistics.check_scaling(source)
     return sources.in_memory(source) if config.in_memory else source

@@ -1,4 +1,4 @@
-"""The built-in data set as a TFDS builder: 1,797 real handwritten digits of 8x8 pixels (see DIGITS.md)."""
+"""The built-in data set, a TFDS builder of 1,797 real handwritten digits of 8x8 pixels (see DIGITS.md)."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ def load_arrays() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Which rows of `labels` (N,) belong to "train" and "test", ascending; test has 36 of every class.
+    """The rows of `labels` (N,) in "train" and "test", ascending; test has 36 of every class.
 
-    The test images of a class are evenly spaced along the file: writers follow one another there, so both
-    splits see every writer, and no random generator can change the split.
+    The test images of a class are evenly spaced in the file, which is sorted by writer: both splits see every
+    writer, and no random generator can change the split.
     """
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -38,13 +38,10 @@ class IgDigits(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         # Tensor, not Image: 64 bytes gain nothing from PNG, and writing PNG would import TensorFlow.
-        features = tfds.features.FeaturesDict({
-            "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
-            "label": tfds.features.ClassLabel(num_classes=10),
-        })
+        image, label = tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8), tfds.features.ClassLabel(num_classes=10)
         return tfds.core.DatasetInfo(
             builder=self,
-            features=features,
+            features=tfds.features.FeaturesDict({"image": image, "label": label}),
             description="UCI optical recognition of handwritten digits (test part), 8x8 grey images.",
             homepage="https://doi.org/10.24432/C50P49",
             license="CC BY 4.0",
@@ -54,8 +51,7 @@ class IgDigits(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         del dl_manager  # the archive ships with the package
         images, labels = load_arrays()
-        return {name: self._generate_examples(images, labels, rows)
-                for name, rows in split_indices(labels).items()}
+        return {name: self._generate_examples(images, labels, rows) for name, rows in split_indices(labels).items()}
 
     def _generate_examples(self, images, labels, rows):
         for row in rows.tolist():

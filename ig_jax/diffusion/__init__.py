@@ -1,0 +1,1 @@
+"""The method: paths, losses, guidance, solvers, recipes."""

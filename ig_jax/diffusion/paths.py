@@ -1,8 +1,8 @@
-"""The paths between data (t = 0) and noise (t = 1), and what each prediction says about the others.
+"""The paths between data (t = 0) and noise (t = 1), and the conversions between predictions.
 
 x_t = alpha(t) x + sigma(t) eps and its velocity v = alpha'(t) x + sigma'(t) eps. Velocity, noise, data and
 score are each a combination of x and eps, so given x_t any of them is affine in any other: `conversion` is
-the only place in the house where that is worked out.
+the only place where that is worked out.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ig_jax.errors import check
+from ig_jax.base.errors import check
 
 PATHS = ("linear", "cosine", "vp")
 QUANTITIES = ("velocity", "noise", "data", "score")
@@ -27,20 +27,21 @@ class Coefficients(NamedTuple):
     d_sigma: jax.Array
 
 
-def coefficients(path: str, t) -> Coefficients:
+def coefficients(path: str, t, to_noise=None) -> Coefficients:
     """The path's coefficients at sigma-times t in [0, 1]; on "vp" sigma' is infinite at t = 0.
 
+    `to_noise` is 1 - t, from which alpha follows where it is small, for a caller that knows it better than by rounding.
     Raises: UserError for an unknown path. Source: linear alpha = 1 - t; cosine (GVP) alpha = cos(pi t / 2);
     vp log alpha = -t^2 (b1 - b0) / 4 - t b0 / 2, willisma/SiT transport/path.py with its clock turned round.
     """
     check(path in PATHS, "path", path, f"one of {', '.join(PATHS)}")
     xp = jnp if isinstance(t, jax.Array) else np
+    to_noise = 1 - t if to_noise is None else to_noise
     if path == "linear":
         one = xp.ones_like(t)
-        return Coefficients(1 - t, t, -one, one)
+        return Coefficients(to_noise, t, -one, one)
     if path == "cosine":
-        angle = t * (np.pi / 2)
-        cos, sin = xp.cos(angle), xp.sin(angle)
+        cos, sin = xp.sin(to_noise * (np.pi / 2)), xp.sin(t * (np.pi / 2))
         return Coefficients(cos, sin, -np.pi / 2 * sin, np.pi / 2 * cos)
     first, last = VP_BETA
     log_alpha = -0.25 * t * t * (last - first) - 0.5 * t * first
@@ -52,23 +53,23 @@ def coefficients(path: str, t) -> Coefficients:
 
 
 def over_latents(t: jax.Array) -> jax.Array:
-    """[B] -> [B, 1, 1, 1], to multiply latents."""
+    """(B,) -> (B, 1, 1, 1), to multiply latents."""
     return t[:, None, None, None]
 
 
 def interpolate(path: str, x: jax.Array, eps: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(x_t, v_target), each [B, H, W, C] float32, for latents x, noise eps and times t [B]."""
+    """(x_t, v_target), each (B, H, W, C) float32, for latents x, noise eps and times t (B,)."""
     c = coefficients(path, over_latents(t))
     return c.alpha * x + c.sigma * eps, c.d_alpha * x + c.d_sigma * eps
 
 
-def conversion(path: str, source: str, target: str, t) -> tuple:
-    """(a, b) with target = a x_t + b source for two of QUANTITIES at sigma-times t, in the type of t.
+def conversion(path: str, source: str, target: str, t, to_noise=None) -> tuple:
+    """(a, b) with target = a x_t + b source for two of QUANTITIES at sigma-times t (and 1 - t), in the type of t.
 
-    Finite wherever the target follows from the source: noise says nothing of the data where alpha = 0 (t = 1,
-    but for "vp"), data nothing of the noise at t = 0; a score, and on "vp" a velocity, is infinite at t = 0.
+    Finite wherever the source determines the target: noise does not determine the data where alpha = 0 (t = 1, except
+    on "vp"), nor data the noise at t = 0; a score, and on "vp" a velocity, is infinite at t = 0.
     """
-    c = coefficients(path, t)
+    c = coefficients(path, t, to_noise)
     scale, p, q = _combination(path, source, c)
     target_scale, target_p, target_q = _combination(path, target, c)
     # Solve (x_t, scale * source) = [[alpha, sigma], [p, q]] (x, eps), and put the target together from both.
@@ -90,19 +91,13 @@ def _combination(path: str, quantity: str, c: Coefficients) -> tuple:
 
 
 def convert(path: str, source: str, target: str, value: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """The target [B, H, W, C] that `value`, the source at x_t and t [B], stands for; see `conversion`."""
+    """The target (B, H, W, C) of a source `value` at x_t and t (B,); see `conversion`."""
     a, b = conversion(path, source, target, over_latents(t))
     return a * x_t + b * value
 
 
-def score_weights(path: str, t) -> tuple:
-    """(a, b) of score = a v + b x_t at t in (0, 1], in the type of t."""
-    b, a = conversion(path, "velocity", "score", t)
-    return a, b
-
-
 def data_end(path: str) -> float:
-    """The sigma-time at which sampling ends: 0, but where the velocity is infinite there (the VP path).
+    """The sigma-time at which sampling ends: 0, unless the velocity is infinite there (VP).
 
     Source: willisma/SiT transport (sample_eps).
     """

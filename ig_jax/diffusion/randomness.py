@@ -1,7 +1,7 @@
-"""Randomness is addressed, not consumed: every draw is a function of (seed, purpose, indices) alone.
+"""Addressed randomness: every random number is a function of (seed, purpose, indices) alone.
 
-A training example's noise, time and label drop belong to (seed, step, position in the global batch); a
-sample's noise, label and increments to (seed, sample index, step). No generator has a state to save.
+Mirror, posterior, noise, time and label drop of a training example belong to (seed, step, position in the global
+batch); noise, label and increments of a sample to (seed, sample index, step). There is no generator state to save.
 """
 
 import enum
@@ -10,7 +10,7 @@ import jax
 
 
 class Purpose(enum.IntEnum):
-    """What a draw is for. Numbers are part of every checkpoint's meaning: append, never reorder."""
+    """The use of a random number. The values are part of every checkpoint's meaning: append, never reorder."""
 
     INIT = 0
     NOISE = 1
@@ -19,10 +19,12 @@ class Purpose(enum.IntEnum):
     SAMPLE_NOISE = 4
     SAMPLE_LABEL = 5
     SAMPLE_INCREMENT = 6
+    MIRROR = 7
+    POSTERIOR = 8
 
 
 def address(seed: int, purpose: Purpose, *indices: jax.Array | int) -> jax.Array:
-    """The key of one draw; `indices` (step, sample index) are folded in in order and may be traced."""
+    """The key of (seed, purpose, indices); indices such as step or sample index may be traced."""
     key = jax.random.fold_in(jax.random.key(seed), purpose)
     for index in indices:
         key = jax.random.fold_in(key, index)

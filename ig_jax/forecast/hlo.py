@@ -1,6 +1,6 @@
-"""A compiled program as its text says it: instructions with their sizes, and how often each one runs.
+"""The text of a compiled program as instructions with their sizes and the number of times each one runs.
 
-XLA's own cost analysis sees the body of a loop once, and says nothing about collectives; the text has both.
+XLA's own cost analysis counts the body of a loop once and does not report collectives; the text has both.
 """
 
 import dataclasses
@@ -9,22 +9,16 @@ import math
 import re
 from collections.abc import Iterator
 
-# Bytes of one element; "token" and "opaque" hold nothing.
-ITEM_BYTES = {
-    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
-    "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0, "s4": 0.5, "u4": 0.5,
-} | {kind: 1 for kind in ("f8e4m3fn", "f8e5m2", "f8e4m3b11fnuz", "f8e4m3fnuz", "f8e5m2fnuz", "f8e4m3", "f8e3m4")}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _NAMED = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"(?:(ENTRY) )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _BODY, _CONDITION = (rf"{name}=%?([\w.\-]+)" for name in ("body", "condition"))
-_CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations|true_computation|false_computation)="
-                     r"(\{[^}]*\}|%?[\w.\-]+)")
+_CALLED = re.compile(r"\b(?:calls|body|to_apply|(?:branch|true|false)_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of an instruction's value, as one device holds it."""
+    """One array of an instruction's result, as one device holds it."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -33,12 +27,9 @@ class Array:
     @property
     def bytes(self) -> int:
         """Bytes of its elements, without the padding of tiles."""
-        return int(math.prod(self.shape) * ITEM_BYTES[self.dtype])
-
-    @property
-    def on_chip(self) -> bool:
-        """Whether it lives in a TPU's vector memory, memory space 1, rather than in HBM."""
-        return "S(1)" in self.layout
+        bits = re.search(r"\d+", self.dtype)  # the first number of a name: "bf16", "f8e4m3fn", "c64"
+        item = int(bits[0]) / 8 if bits else float(self.dtype == "pred")  # "token" and "opaque" have none
+        return int(math.prod(self.shape) * item)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,25 +38,29 @@ class Instruction:
 
     name: str
     opcode: str
-    arrays: tuple[Array, ...]  # of its value; several for a tuple
+    arrays: tuple[Array, ...]  # its result; several for a tuple
     operands: tuple[str, ...]
     attributes: str
 
     @property
     def bytes(self) -> int:
-        """Bytes of its value."""
+        """Bytes of its result."""
         return sum(array.bytes for array in self.arrays)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """The same without what a TPU keeps in its vector memory (memory space 1)."""
+        return sum(array.bytes for array in self.arrays if "S(1)" not in array.layout)
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations it runs."""
-        names = [re.findall(r"[\w.\-]+", match) for match in _CALLED.findall(self.attributes)]
-        return tuple(name for group in names for name in group)
+        """Names of the computations it calls."""
+        return tuple(re.findall(r"[\w.\-]+", " ".join(_CALLED.findall(self.attributes))))
 
-    def attribute(self, pattern: str) -> str | None:
-        """The first group of a regular expression over the attributes."""
+    def attribute(self, pattern: str) -> str:
+        """The first group of a regular expression over the attributes, "" where it is not found."""
         found = re.search(pattern, self.attributes)
-        return found and found[1]
+        return found[1] if found else ""
 
 
 Computation = dict[str, Instruction]
@@ -73,34 +68,33 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A module's computations by name, each with its instructions in order."""
+    """The computations of a module by name, each with its instructions in order."""
 
     computations: dict[str, Computation]
     entry: str
 
-    def runs(self) -> Iterator[tuple[Computation, Instruction, int]]:
-        """(computation, instruction, times it runs in one call), not descending into fusions and reducers."""
-        yield from self._runs(self.entry, 1)
+    def runs(self, name: str = "", times: int = 1) -> Iterator[tuple[Computation, Instruction, int]]:
+        """Yield (computation, instruction, times it runs) of `times` calls of a computation, the entry by default.
 
-    def _runs(self, name: str, times: int) -> Iterator[tuple[Computation, Instruction, int]]:
-        computation = self.computations[name]
+        Fusions and reducers are not entered.
+        """
+        computation = self.computations[name or self.entry]
         for instruction in computation.values():
             yield computation, instruction, times
             if instruction.opcode == "while":
-                yield from self._runs(instruction.attribute(_BODY), times * self.trips(instruction))
-            elif instruction.opcode == "conditional":  # as if each branch ran: an upper bound
+                yield from self.runs(instruction.attribute(_BODY), times * self.trips(instruction))
+            elif instruction.opcode == "conditional":  # every branch is counted: an upper bound
                 for branch in instruction.called:
-                    yield from self._runs(branch, times)
+                    yield from self.runs(branch, times)
             elif instruction.opcode in ("call", "async-start"):
-                yield from self._runs(instruction.called[0], times)
+                yield from self.runs(instruction.called[0], times)
 
     def trips(self, loop: Instruction) -> int:
-        """Iterations of a while loop: the compiler's note, or its counter's limit over its step, from 0.
+        """Iterations of a while loop: as noted by the compiler, or from the limit and step of its counter.
 
-        1 for a loop that ends when its data say so, as an adaptive solver's.
+        A loop whose end depends on data (an adaptive solver) counts as 1.
         """
-        known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
-        if known:
+        if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
             return int(known)
         condition, body = (self.computations[loop.attribute(part)] for part in (_CONDITION, _BODY))
         ends = list(condition.values())[-1]
@@ -109,10 +103,11 @@ class Program:
             return 1
         advanced = body[list(body.values())[-1].operands[int(sides[0].attribute(r"index=(\d+)"))]]
         steps = [body[name] for name in advanced.operands if body[name].opcode == "constant"]
-        return -(-_constant(sides[1]) // _constant(steps[0])) if steps else 1
+        limit, *step = (int(constant.attribute(r"^\((-?\d+)\)")) for constant in (sides[1], *steps))
+        return -(-limit // step[0]) if step else 1
 
     def inner(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-        """Every instruction of the computations that one runs, whatever their depth."""
+        """Yield every instruction of the computations that `instruction` calls, at any depth."""
         for name in instruction.called:
             computation = self.computations[name]
             for inner in computation.values():
@@ -121,7 +116,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """The program of a compiled module's text (jax.stages.Compiled.as_text)."""
+    """Parse the text of a compiled module (jax.stages.Compiled.as_text)."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -132,12 +127,12 @@ def parse(text: str) -> Program:
         elif line.startswith("}"):
             current = None
         elif current is not None and (named := _NAMED.match(line)):
-            current[named[1]] = _instruction(named[1], re.sub(r"/\*[^*]*\*/", "", line[named.end():]))
+            current[named[1]] = _instruction(named[1], re.sub(r"/\*[^*]*\*/", "", line[named.end() :]))
     return Program(computations, entry)
 
 
 def _instruction(name: str, rest: str) -> Instruction:
-    """An instruction from the text behind its name: value, opcode(operands), attributes."""
+    """Parse the text after an instruction's name: result, opcode(operands), attributes."""
     value_end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
     value, rest = rest[:value_end], rest[value_end:].lstrip()
     opening = rest.index("(")
@@ -149,12 +144,8 @@ def _instruction(name: str, rest: str) -> Instruction:
     return Instruction(name, opcode, arrays_of(value), tuple(re.findall(r"%([\w.\-]+)", operands)), attributes)
 
 
-def _constant(instruction: Instruction) -> int:
-    return int(instruction.attribute(r"^\((-?\d+)\)"))
-
-
 def _closing(text: str, opening: int) -> int:
-    """The place just behind the parenthesis that closes the one at `opening`."""
+    """The position just after the parenthesis that closes the one at `opening`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if match[0] == "(" else -1
@@ -164,7 +155,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def arrays_of(value: str) -> tuple[Array, ...]:
-    """The arrays of a printed value such as f32[8,16]{1,0} or a tuple of them."""
+    """The arrays of a printed result such as f32[8,16]{1,0}, or of a tuple of them."""
     return tuple(
         Array(dtype, tuple(int(n) for n in shape.split(",") if n), layout or "")
         for dtype, shape, layout in _ARRAY.findall(value)

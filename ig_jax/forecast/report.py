@@ -1,116 +1,106 @@
-"""What a run will need and cost on a machine: numbers by name, as a page and as JSON."""
+"""The forecast of a run on a machine: memory, FLOPs, exchanged bytes and estimated time, as a page, JSON or a table."""
 
 import dataclasses
+import itertools
+import math
 import os
-from typing import TYPE_CHECKING, Any
+import re
+import time
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ig_jax.forecast import programs
-from ig_jax.forecast.collectives import Collective, collectives, moved
-from ig_jax.forecast.estimate import ASSUMPTIONS, Estimate, estimate
+from ig_jax.config.experiment import Experiment
+from ig_jax.forecast import hlo, roofline
+from ig_jax.forecast.collectives import collectives, moved
 from ig_jax.forecast.targets import Target
-from ig_jax.forecast.work import attention_kernels, work
-from ig_jax.generation.generate import padded
+from ig_jax.generation import sampler
 from ig_jax.models import cost, dit
-from ig_jax.parallel.chips import usable_memory
+from ig_jax.parallel.hardware import usable_memory
 from ig_jax.parallel.mesh import check_batch, make_mesh
-from ig_jax.parallel.sharding import with_shardings
+from ig_jax.parallel.sharding import batch_sharding, replicated, with_shardings
 from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
 
-if TYPE_CHECKING:
-    from ig_jax.config import Experiment
-
+Lower = Callable[[], jax.stages.Lowered]
 GIB = 2**30
-UNITS = {"GiB": GIB, "MiB": 2**20, "KiB": 2**10}
+REMATS = ("none", "dots", "full")  # from what keeps the most to what keeps the least
+GIBI = {"K": 2**10, "M": 2**20, "G": GIB}
 
 
 def memory_limit(target: Target) -> int:
-    """Bytes that a run gets on one device; of a CPU its share of this machine's memory."""
+    """Bytes that a run gets on one device; for a CPU, its share of this machine's memory."""
     here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(target.devices)
     return usable_memory(target.devices[0]) or here
 
 
-def shown(size: float) -> str:
-    """Bytes for people, in units of 1024."""
-    unit = next((u for u in ("GiB", "MiB") if size >= UNITS[u]), "KiB")
-    return f"{size / UNITS[unit]:,.2f} {unit}"
+def binary(size: float) -> str:
+    """A number of bytes in units of 1024."""
+    unit = next((unit for unit in "GM" if size >= GIBI[unit]), "K")
+    return f"{size / GIBI[unit]:,.2f} {unit}iB"
+
+
+def rough(value: float) -> str:
+    """A positive estimate with two significant digits."""
+    digits = 1 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{round(value, digits):,.{max(digits, 0)}f}"
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramReport:
-    """One compiled program on one device, unless another count is named; bytes, FLOPs, seconds."""
+    """One compiled program; bytes and FLOPs are of one device unless another count is named."""
 
     name: str
-    images: int  # of one run of the program, over all devices
-    fits: bool
-    used: int  # bytes at the moment that needs most
-    limit: int
-    memory: dict[str, int]  # where they are
-    donated: int
-    flops: float  # of one run over all devices, by our count
-    device_flops: float  # as compiled, what is computed twice included
-    collectives: dict[str, dict[str, int]]  # bytes of one run by kind and mesh axes
-    traffic: float  # bytes to and from device memory
-    attention: str
-    estimate: Estimate | None  # None for a CPU, or where the compiler refused
+    images: int  # of one run of the program, on all devices
+    used: int  # bytes at the moment that needs the most
+    limit: int  # bytes that a run gets
+    memory: dict[str, int]  # bytes by what they hold
+    flops: float  # of one run on all devices, counted from the config; 0 where the solver decides
     compile_seconds: float
+    donated: int = 0
+    device_flops: float = 0.0  # as compiled, recomputation included
+    collectives: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # bytes by kind and mesh axes
+    attention: str = ""
+    estimate: roofline.Estimate | None = None  # None for a CPU, or where the compiler ran out of memory
 
-    @classmethod
-    def of(cls, name: str, compiled: programs.Compiled, experiment: "Experiment", target: Target, mesh: Mesh, *,
-           images: int, flops: float, known: dict[str, int]) -> "ProgramReport":
-        """The report of a compiled program; `known` are the bytes on a device that are known without it."""
-        limit, program = memory_limit(target), compiled.program
-        memory = dict(known)
-        exchanges: list[Collective] = []
-        parts, kernel, guess = [], "", None
-        if program is not None:
-            inside = known.get("gradients", 0)
-            memory["activations and other temporaries"] = max(compiled.temporaries - inside, 0)
-            memory["batch, padding and program"] = max(compiled.used - sum(memory.values()), 0)
-            exchanges = collectives(program, mesh)
-            parts = list(work(program, experiment.model.side**2))
-            kernel = attention_kernels(program)
-            guess = estimate(parts, exchanges, target.chip) if target.chip else None
-        return cls(
-            name, images, compiled.used <= limit, compiled.used, limit, memory, compiled.donated, flops,
-            sum(part.flops for part in parts), moved(exchanges), sum(part.traffic for part in parts), kernel, guess,
-            compiled.seconds,
-        )
+    @property
+    def fits(self) -> bool:
+        """Whether a device has room for the program."""
+        return self.used <= self.limit
 
     def lines(self, devices: int) -> list[str]:
-        """The report as a person reads it."""
+        """The report as lines of text."""
         verdict = "fits" if self.fits else "DOES NOT FIT"
-        lines = [f"{self.name:<12}{verdict}: {shown(self.used)} of {shown(self.limit)} a device; {self.images} images, "
-                 f"compiled in {self.compile_seconds:.0f} s"]
-        lines += [f"  {name:<34}{shown(size):>12}" for name, size in self.memory.items()]
+        lines = [
+            f"{self.name:<12}{verdict}: {binary(self.used)} of {binary(self.limit)} a device; {self.images} images, "
+            f"compiled in {self.compile_seconds:.0f} s"
+        ]
+        lines += [f"  {name:<34}{binary(size):>12}" for name, size in self.memory.items()]
         if not self.device_flops:
             return lines
-        counted = "the solver decides how many"  # evaluations, as it goes
+        counted = "FLOPs depend on the adaptive solver"
         if self.flops:
-            counted = (f"{self.flops / 1e12:,.4g} TFLOP by our count, compiled "
-                       f"{self.device_flops * devices / self.flops:.2f} times that")
-        lines += [
-            f"  donated                           {shown(self.donated):>12}",
-            f"  compute     {counted}; attention {self.attention}",
-            "  exchange    " + ("; ".join(
-                f"{kind} {shown(size)} over {axes}" for kind, by in self.collectives.items()
-                for axes, size in by.items()) or "nothing"),
-        ]
-        if self.estimate:
-            e = self.estimate
+            times = self.device_flops * devices / self.flops
+            counted = f"{self.flops / 1e12:,.4g} TFLOP from the config, {times:.2f} times that as compiled"
+        sizes = [(kind, axes, size) for kind, by in self.collectives.items() for axes, size in by.items()]
+        exchanged = "; ".join(f"{kind} {binary(size)} over {axes}" for kind, axes, size in sizes)
+        lines.append(f"  {'donated':<34}{binary(self.donated):>12}")
+        lines += [f"  compute     {counted}; attention {self.attention}", f"  exchange    {exchanged or 'nothing'}"]
+        if e := self.estimate:
+            products, memory, exchange = (rough(1e3 * part) for part in (e.products, e.memory, e.exchange))
             lines.append(
-                f"  estimate    {e.seconds * 1e3:,.1f} ms: products {e.products * 1e3:,.1f}, memory {e.memory * 1e3:,.1f}, "
-                f"exchange {e.exchange * 1e3:,.1f}; {self.images / e.seconds:,.0f} images/s, "
-                f"{e.floor / e.seconds:.0%} of the datasheet's products")
+                f"  estimate    {rough(1e3 * e.seconds)} ms: products {products}, memory {memory}, exchange {exchange};"
+                f" {rough(self.images / e.seconds)} images/s, {e.floor / e.seconds:.0%} of the datasheet's products"
+            )
         return lines
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A run on a machine."""
+    """The forecast of a run on a target."""
 
     run: str
     target: str
@@ -125,81 +115,118 @@ class Report:
     sampler: ProgramReport | None
 
     @property
-    def hours(self) -> float | None:
-        """Estimated hours of the whole run."""
-        guess = self.train.estimate
-        return guess and guess.seconds * self.steps / 3600
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Estimated, of the train step."""
-        guess = self.train.estimate
-        return guess and self.train.images / guess.seconds
-
-    @property
     def fits(self) -> bool:
         """Whether everything that was compiled fits."""
         return self.train.fits and (self.sampler is None or self.sampler.fits)
 
     def page(self) -> str:
-        """One page."""
+        """The forecast as one page of text."""
         mesh = ", ".join(f"{axis} {size}" for axis, size in self.mesh.items())
         lines = [
-            f"run         {self.run}: batch {self.batch} in {self.accumulate} part(s), remat {self.remat}, "
+            f"run         {self.run}: batch {self.batch} in {self.accumulate} micro-batch(es), remat {self.remat}, "
             f"{self.steps:,} steps",
             f"target      {self.target}: {self.devices} x {self.device}, mesh {mesh}",
             *self.train.lines(self.devices),
         ]
-        if self.hours is not None:
-            lines.append(f"  whole run   {self.hours:,.0f} hours, {self.hours * self.devices:,.0f} chip-hours (estimate)")
-        if self.sampler:
-            lines += self.sampler.lines(self.devices)
-        if self.train.estimate:
-            lines.append(f"estimates   {ASSUMPTIONS}; nothing was run")
-        elif self.train.device_flops:
-            lines.append("estimates   none for a CPU; python -m ig_jax.benchmark measures what is here")
-        else:
-            lines.append("estimates   none: the compiler refused what does not fit")
-        return "\n".join(lines)
+        if guess := self.train.estimate:
+            hours = guess.seconds * self.steps / 3600
+            lines.append(f"  whole run   {rough(hours)} hours, {rough(hours * self.devices)} chip-hours (estimate)")
+        lines += self.sampler.lines(self.devices) if self.sampler else []
+        none = "none; python -m ig_jax.benchmark measures a machine that is present"
+        lines.append(f"estimates   {f'{roofline.ASSUMPTIONS}; nothing was run' if guess else none}")
+        return "\n".join(lines + ([] if self.train.fits else [self.advice()]))
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything on the page as plain JSON types."""
-        derived = {name: getattr(self, name) for name in ("fits", "hours", "images_per_second")}
-        return dataclasses.asdict(self) | derived | {"assumptions": ASSUMPTIONS}
+    def advice(self) -> str:
+        """How much is missing, and settings that need less memory, from cheap to expensive."""
+        over, fsdp, rest = self.train.used - self.train.limit, self.mesh["fsdp"], self.devices // self.mesh["tensor"]
+        wider = [n for n in range(2 * fsdp, rest + 1) if rest % n == 0]
+        flags = [f"--config.mesh.data=-1 --config.mesh.fsdp={n}" for n in wider[:1]]
+        kept = REMATS[REMATS.index(self.remat) :]
+        for remat, count in itertools.product(kept, (self.accumulate, 2 * self.accumulate, 4 * self.accumulate)):
+            if (remat, count) != (self.remat, self.accumulate):
+                flags.append(f"--config.model.remat={remat} --config.optimizer.accumulate={count}")
+        return "\n  ".join([f"{over / GIB:.2f} GiB too many on each device; these settings need less:", *flags])
 
 
-def forecast(experiment: "Experiment", target: Target, sample_batch: int) -> Report:
-    """Compile an experiment's programs for a machine and report them; sample_batch 0 leaves the sampler out.
+def forecast(experiment: Experiment, target: Target, sample_batch: int) -> Report:
+    """Compile an experiment's programs for a target and report on them; sample_batch 0 leaves the sampler out.
 
     Raises: UserError where the mesh or the batch does not divide, as in a run.
     """
     e = experiment
     mesh = make_mesh(**vars(e.mesh), devices=target.devices)
     check_batch(e.data.batch_size, mesh, pieces=e.optimizer.pieces)
-    program = TrainProgram.of(e, mesh, e.data.batch_size)
-    sampler = forecast_sampler(e, target, mesh, sample_batch) if sample_batch else None
+    program = TrainProgram.of(e, mesh, e.batch_spec, e.data.batch_size)
     return Report(
-        e.name, target.name, target.devices[0].device_kind, len(target.devices), dict(mesh.shape), e.data.batch_size,
-        program.fit.remat, program.fit.accumulate, e.run.steps, forecast_train(e, program, target, mesh), sampler,
+        run=e.name,
+        target=target.name,
+        device=target.devices[0].device_kind,
+        devices=mesh.size,
+        mesh=dict(mesh.shape),
+        batch=e.data.batch_size,
+        **dataclasses.asdict(program.fit),
+        steps=e.run.steps,
+        train=forecast_train(e, program, target, mesh),
+        sampler=forecast_sampler(e, target, mesh, sample_batch) if sample_batch else None,
     )
 
 
-def forecast_train(experiment: "Experiment", program: TrainProgram, target: Target, mesh: Mesh) -> ProgramReport:
-    """Compile the train step and report it."""
-    images = jnp.uint8 if experiment.latents.name == "pixels" else jnp.float32
-    compiled = programs.compile_for(target, lambda: program.lower(experiment, mesh, images))
-    batch = experiment.data.batch_size
+def forecast_train(experiment: Experiment, program: TrainProgram, target: Target, mesh: Mesh) -> ProgramReport:
+    """Compile the train step and report on it."""
+    batch, layout = experiment.data.batch_size, program.layout
+    trained = {name: leaf for name, leaf in layout.params.items() if experiment.optimizer.trains(name)}
+    parts = {"parameters": layout.params, "ema": layout.ema, "optimizer": layout.opt_state, "gradients": trained}
+    known = {name: device_bytes(part) for name, part in parts.items()}
     flops = cost.train_step_flops(experiment.model, batch, ema_forward=experiment.loss.ema_forward)
-    return ProgramReport.of("train step", compiled, experiment, target, mesh, images=batch, flops=flops,
-                            known=programs.state_bytes(program.layout, experiment.optimizer.trains))
+    return _compiled("train step", program.lower, experiment.model.side**2, target, mesh, batch, flops, known)
 
 
-def forecast_sampler(experiment: "Experiment", target: Target, mesh: Mesh, batch_size: int) -> ProgramReport:
-    """Compile the sampler for a global batch, raised to what the mesh divides, and report it."""
-    batch = padded(batch_size, mesh)
-    compiled = programs.compile_for(target, lambda: programs.lower_sampler(experiment, mesh, batch))
-    evaluations = experiment.sample.evaluations_per_image(experiment.process.kind, experiment.model) or 0
-    flops = cost.sample_flops(experiment.model, batch, evaluations)
-    shapes = with_shardings(dit.shapes(experiment.model), mesh)
-    return ProgramReport.of("sampler", compiled, experiment, target, mesh, images=batch, flops=flops,
-                            known={"parameters": device_bytes(shapes)})
+def forecast_sampler(experiment: Experiment, target: Target, mesh: Mesh, batch_size: int) -> ProgramReport:
+    """Compile the sampler for a global batch, rounded up to what the mesh divides, and report on it."""
+    e, batch = experiment, sampler.padded(batch_size, mesh)
+    params = with_shardings(dit.shapes(e.model), mesh)
+
+    def lower() -> jax.stages.Lowered:
+        rows = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
+        seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(mesh))
+        jitted: Any = sampler.make_sampler(mesh, sampler.Program.of(e.sample, e.model, e.process))
+        return jitted.lower(params, {}, seed, rows, rows, e.sample.scales)
+
+    flops = cost.sample_flops(e.model, batch, e.sample.evaluations_per_image(e.process.kind, e.model) or 0)
+    known = {"parameters": device_bytes(params)}
+    return _compiled("sampler", lower, e.model.side**2, target, mesh, batch, flops, known)
+
+
+def _compiled(
+    name: str, lower: Lower, tokens: int, target: Target, mesh: Mesh, images: int, flops: float, known: dict[str, int]
+) -> ProgramReport:
+    """Compile the result of lower() and report on it; `known` are the bytes on a device that are known without that."""
+    began, limit = time.monotonic(), memory_limit(target)
+    lowered = lower()
+    try:
+        compiled = lowered.compile(target.compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        # A TPU's compiler plans the memory itself and refuses with the bytes it would need, of everything ("Used
+        # 20.51G of 15.75G hbm") or of temporaries alone ("HLO temporaries (26.82G) exceeds available HBM (15.75G)").
+        sizes = re.findall(r"([\d.]+)([KMG])\b", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not sizes:
+            raise
+        used = max(int(float(size) * GIBI[unit]) for size, unit in sizes)
+        return ProgramReport(name, images, used, limit, known, flops, time.monotonic() - began)
+    seconds, plan, text = time.monotonic() - began, compiled.memory_analysis(), compiled.as_text()
+    assert plan is not None and text is not None  # every compiler here reports both
+    arrays = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    used = arrays + plan.temp_size_in_bytes + plan.generated_code_size_in_bytes
+    other = max(plan.temp_size_in_bytes - known.get("gradients", 0), 0)
+    memory = known | {"activations and other temporaries": other}
+    memory["batch, padding and program"] = max(used - sum(memory.values()), 0)
+    program = hlo.parse(text)
+    exchanges, costs = collectives(program, mesh), list(roofline.costs(program, tokens))
+    return ProgramReport(
+        *(name, images, used, limit, memory, flops, seconds),
+        donated=plan.alias_size_in_bytes,
+        device_flops=sum(cost.flops for cost in costs),
+        collectives=moved(exchanges),
+        attention=roofline.attention_kernel(program),
+        estimate=roofline.estimate(costs, exchanges, target.chip) if target.chip else None,
+    )

@@ -1,10 +1,9 @@
-"""Machines by name, as devices to compile for; none of them has to be here.
+"""Machines by name, as devices to compile for without having them.
 
-  tpu:v5e:16x16   tpu:v5p:4x4x4   tpu:v6e:8x8     chips of one slice
-  gpu:h200:8      gpu:h100:8      gpu:a100:8      GPUs of one box
-  cpu:8                                           virtual devices of this machine
+The chips of one TPU slice, the GPUs of one or more machines, or virtual devices of this machine's CPU.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -14,29 +13,34 @@ import re
 import jax
 from jax.experimental import topologies
 
-from ig_jax.errors import UserError, check
-from ig_jax.parallel.chips import CHIPS, Chip
+from ig_jax.base.errors import UserError, check, one_line
+from ig_jax.parallel.hardware import CHIPS, Chip
 
 TPUS = {"v5e": "v5litepod-{}", "v5p": "v5p-{}", "v6e": "v6e-{}"}  # accelerator types; v5p counts two cores a chip
-GPUS = {"a100": (8, 0), "h100": (9, 0), "h200": (9, 0)}  # compute capability
+# Compute capability; shared memory of a multiprocessor and of a block, multiprocessors, L2 cache, clock in GHz.
+GPUS = {
+    "a100": ((8, 0), 167_936, 166_912, 108, 40 << 20, 1.41),
+    "h100": ((9, 0), 233_472, 232_448, 132, 50 << 20, 1.98),
+    "h200": ((9, 0), 233_472, 232_448, 132, 50 << 20, 1.98),
+}
 MODULES = {"tpu": ("libtpu", "jax[tpu]"), "gpu": ("jax_plugins.xla_cuda12", "jax[cuda12]")}
 EXAMPLES = "tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:8x8, gpu:h200:8, gpu:h100:8, gpu:a100:8 or cpu:8"
-FULL_BOX = 8  # GPUs behind one NVLink switch
+FULL_BOX = 8  # GPUs on one NVLink switch
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One machine: its name, its devices to compile for, and the datasheet of one (None for a CPU)."""
+    """A machine: its name, its devices to compile for, and the datasheet of one of them (None for a CPU)."""
 
     name: str
     devices: tuple
     chip: Chip | None
 
     @property
-    def compiler_options(self) -> dict[str, str]:
-        """What XLA must be told because there is no device to time its choices on.
+    def compiler_options(self) -> dict[str, str | bool]:
+        """Options of XLA for compiling without a GPU to time its choices on.
 
-        Without timings its own GPU matrix products can choose tiles that do not fit; the library's always do.
+        Without timings, XLA's own matrix products can choose tiles that do not fit; the library's always fit.
         """
         if self.devices[0].platform != "gpu":
             return {}
@@ -44,18 +48,24 @@ class Target:
 
 
 def open_target(name: str) -> Target:
-    """The machine of that name.  Raises: UserError for an unknown one, or wheels that are not installed."""
-    kind, _, rest = name.partition(":")
-    check(kind in ("tpu", "gpu", "cpu"), "--target", name, f"one such as {EXAMPLES}")
+    """Open the machine of that name.
+
+    Raises: UserError for an unknown machine, or when its compiler is not installed.
+    """
+    forms = rf"(cpu):()(\d+)|(tpu):({'|'.join(TPUS)}):(\d+x\d+(?:x\d+)?)|(gpu):({'|'.join(GPUS)}):(\d+)"
+    found = re.fullmatch(forms, name)
+    kind, model, size = (part for part in found.groups() if part is not None) if found else ("", "", "")
+    check(bool(found) and size != "0", "--target", name, f"one such as {EXAMPLES}")
     if kind == "cpu":
-        check(bool(re.fullmatch(r"[1-9]\d*", rest)), "--target", name, "cpu and a number of devices, such as cpu:8")
-        return Target(name, _cpu_devices(name, int(rest)), None)
-    model, _, size = rest.partition(":")
-    known, form = (TPUS, r"\d+x\d+(x\d+)?") if kind == "tpu" else (GPUS, r"[1-9]\d*")
-    check(model in known and bool(re.fullmatch(form, size)), "--target", name, f"one such as {EXAMPLES}")
+        return Target(name, _cpu_devices(name, int(size)), None)
     _check_installed(name, kind)
     devices = _tpu_devices(name, model, size) if kind == "tpu" else _gpu_devices(name, model, int(size))
     return Target(name, devices, CHIPS[model])
+
+
+def compile_quickly() -> None:
+    """Let a TPU's compiler optimize as little as it can, in all of this process."""
+    jax.config.update("jax_optimization_level", "O0")
 
 
 def _check_installed(name: str, kind: str) -> None:
@@ -64,16 +74,13 @@ def _check_installed(name: str, kind: str) -> None:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of the package around it
         found = None
-    if found is None:
-        raise UserError(f"--target={name!r} needs the compiler in {wheels}, which is not installed; "
-                        f"pip install 'ig_jax[preflight]', or '{wheels}' alone")
+    fix = f"pip install 'ig_jax[preflight]', or '{wheels}' alone"
+    check(found is not None, "--target", name, f"a target whose compiler ({wheels}) is installed", fix)
 
 
 def _cpu_devices(name: str, count: int) -> tuple:
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX has started already: its number of devices is fixed
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # JAX has started already, with the devices it has
-        pass
     devices = jax.devices("cpu")
     check(len(devices) >= count, "--target", name, f"at most the {len(devices)} CPU devices of this process")
     return tuple(devices[:count])
@@ -82,10 +89,9 @@ def _cpu_devices(name: str, count: int) -> tuple:
 def _tpu_devices(name: str, model: str, size: str) -> tuple:
     chips = math.prod(map(int, size.split("x")))
     accelerator = TPUS[model].format(2 * chips if model == "v5p" else chips)
-    # libtpu asks the machine around it for these, and waits long where there is none; its lock guards chips, of
-    # which a compilation holds none.
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE=accelerator,
-                      ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    # libtpu would query these from the TPU VM and wait long for an answer. Its lock guards chips; compiling uses none.
+    os.environ |= {"TPU_ACCELERATOR_TYPE": accelerator, "TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1"}
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     return _topology(name, platform="tpu", topology_name=f"{model}:{size}")
 
 
@@ -98,20 +104,14 @@ def _gpu_devices(name: str, model: str, count: int) -> tuple:
 def _topology(name: str, **description) -> tuple:
     try:
         return tuple(topologies.get_topology_desc(**description).devices)
-    except Exception as error:  # of many kinds; each says which part of the description it cannot be
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--target={name!r} must be a machine that its compiler knows ({reason[:120]}); "
-                        f"give one such as {EXAMPLES}") from error
+    except Exception as error:  # of many types; the message names the part of the description that is wrong
+        expected = f"a machine that its compiler knows ({one_line(error, 120)})"
+        raise UserError(name="--target", value=name, expected=expected, fix=f"give one such as {EXAMPLES}") from error
 
 
 def _gpu_config(model: str) -> str:
-    """XLA's description of a GPU that is not here. Source: NVIDIA's datasheets and tuning guides."""
-    chip, (major, minor) = CHIPS[model], GPUS[model]
-    shared, block, multiprocessors, l2, clock = {
-        "a100": (167_936, 166_912, 108, 40 << 20, 1.41),
-        "h100": (233_472, 232_448, 132, 50 << 20, 1.98),
-        "h200": (233_472, 232_448, 132, 50 << 20, 1.98),
-    }[model]
+    """XLA's description of a GPU.  Source: NVIDIA's datasheets and tuning guides."""
+    chip, ((major, minor), shared, block, multiprocessors, l2, clock) = CHIPS[model], GPUS[model]
     return f"""gpu_device_info {{
       threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
       shared_memory_per_core: {shared} threads_per_core_limit: 2048 core_count: {multiprocessors}

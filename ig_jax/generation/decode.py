@@ -1,51 +1,60 @@
-"""From what a denoiser draws to uint8 images: through an autoencoder, or at once for a model of pixels."""
+"""Decoding of latents to uint8 images: through an autoencoder, or directly for a model of pixels."""
 
 import functools
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from ig_jax.errors import check
+from ig_jax.base.errors import check
+from ig_jax.checkpoints import autoencoder as checkpoint
+from ig_jax.diffusion.presets import AUTOENCODERS
 from ig_jax.models import autoencoder, latents
 from ig_jax.parallel.mesh import batch_shards
 from ig_jax.parallel.sharding import batch_sharding, replicated
+from ig_jax.pictures import images
 
-CHUNK = 8  # images a device decodes at a time: what bounds the memory of a decoder's finest level
+CHUNK = 8  # images per device at a time, to bound the memory of the decoder's finest level
 
 
 class Autoencoder(NamedTuple):
-    """A decoder's config and its parameters as models.autoencoder.from_params takes them."""
+    """A decoder: its config, and its parameters as models.autoencoder.from_params takes them."""
 
     config: autoencoder.AutoencoderConfig
-    params: dict
-    digest: str  # sha256 over the digests of all arrays: names these weights beside every image
+    params: dict[str, jax.Array]
+    digest: str  # sha256 over the digests of all arrays, stored with every image
 
 
-def load_autoencoder(directory: str | Path, scaling: latents.LatentScaling) -> Autoencoder:
+def load_autoencoder(directory: str | os.PathLike, scaling: latents.LatentScaling) -> Autoencoder:
     """The autoencoder in a directory.  Raises: UserError when it does not fit the denoiser's latents."""
     check(needs_autoencoder(scaling), "autoencoder", str(directory), "left out for a model of pixels")
-    from ig_jax.interop import autoencoder_checkpoint
-
-    digest = autoencoder_checkpoint.digest(directory)
-    found = Autoencoder(*autoencoder_checkpoint.load(directory), digest)
-    check(found.config.latent_channels == scaling.channels, "autoencoder latent_channels",
-          found.config.latent_channels, f"{scaling.channels}, the channels of the {scaling.name} latents")
+    digest = checkpoint.digest(directory)
+    found = Autoencoder(*checkpoint.load(directory), digest)
+    channels, expected = found.config.latent_channels, f"{scaling.channels}, the channels of the {scaling.name} latents"
+    check(channels == scaling.channels, "autoencoder latent_channels", channels, expected)
     return found
 
 
 def needs_autoencoder(scaling: latents.LatentScaling) -> bool:
-    """Whether these latents are anything but pixels."""
+    """Whether these latents are not pixels."""
     return scaling.name != latents.PIXELS.name
 
 
 def check_decodable(scaling: latents.LatentScaling, found: Autoencoder | None) -> None:
-    """Raise UserError for latents of an autoencoder that was not given."""
-    check(found is not None or not needs_autoencoder(scaling), "autoencoder", "",
-          f"the directory of the {scaling.name} autoencoder",
-          "give --autoencoder, or --save=latents and decode later")
+    """Raise UserError for latents whose autoencoder was not given."""
+    expected = f"the directory of the {scaling.name} autoencoder"
+    published = AUTOENCODERS.get(scaling.name)
+    convert = f" (python -m ig_jax.convert --from={published} --out=DIR makes one)" if published else ""
+    fix = f"give --autoencoder{convert}, or --save=latents and decode later"
+    check(found is not None or not needs_autoencoder(scaling), "autoencoder", "", expected, fix)
+
+
+def check_drawable(channels: int, what: str, fix: str) -> None:
+    """Raise UserError for images with a number of channels that no picture has; `what` they are for."""
+    expected = f"1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) for {what}"
+    check(channels in images.CHANNELS, "model.channels", channels, expected, fix)
 
 
 def image_shape(latent_shape: tuple[int, int, int], found: Autoencoder | None) -> tuple[int, int, int]:
@@ -59,9 +68,9 @@ def image_shape(latent_shape: tuple[int, int, int], found: Autoencoder | None) -
 def make_decoder(
     mesh: Mesh, scaling: latents.LatentScaling, found: Autoencoder | None
 ) -> Callable[[jax.Array], jax.Array]:
-    """latents [B, H, W, C] float32 as a denoiser draws them -> images uint8 [B, H', W', C'] on the mesh.
+    """Normalised latents (B, h, w, c) float32 -> images uint8 (B, H, W, C), on the mesh.
 
-    Raises: UserError for latents of an autoencoder that was not given.
+    Raises: UserError for latents whose autoencoder was not given.
     """
     check_decodable(scaling, found)
     if found is None:

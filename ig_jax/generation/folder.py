@@ -1,98 +1,134 @@
-"""The folder samples are written to: one whole file for each sample, so that a killed run goes on where it
-was.
+"""A folder of samples: one file for each, so that a killed run resumes, and recipe.json with its metadata.
 
-Which samples are missing is read off the files that are there; a file has its name only when it is whole. The
-archive and the grid are put together at the end from the finished parts.
+A sample is missing when its file is: a file gets its name only when it is complete, and other files in the folder do
+not matter. The archive is assembled at the end, and the grid next to the folder, whose pictures are samples alone. A
+folder can grow: its samples are the first ones of any larger number.
 """
 
-import concurrent.futures
+import hashlib
 import json
-import shutil
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ig_jax.errors import UserError, check
-from ig_jax.files import atomic_file
-from ig_jax.generation import images
+from ig_jax.base.errors import UserError, check
+from ig_jax.base.files import atomic_file, free_bytes, remove_folder, remove_leftovers, user_path, writing
+from ig_jax.generation import captions
+from ig_jax.pictures import images
 
-RECORD, LABELS = "recipe.json", "labels.npy"
-KINDS = ("png", "npz", "latents")
-THREADS = 4  # that encode and write; PNG compression leaves the interpreter lock
-GRID = 100  # images shown in grid.png
+METADATA, LABELS = "recipe.json", "labels.npy"
+FORMATS = ("png", "npz", "latents")
+GRID = 100  # images shown in the grid
+# The metadata that decide a sample, apart from its label; the others record how the samples were made.
+IDENTITY = ("kind", "checkpoint", "second", "autoencoder", "recipe", "seed", "labels", "save", "scales")
 
 
 class Folder:
-    """Where `count` samples go; `save` says as what: "png" and/or the archive "npz", or "latents"."""
+    """Where `count` samples go, and in which formats: "png" and/or the archive "npz", or "latents"."""
 
-    def __init__(self, path: str | Path, count: int, save: tuple[str, ...]):
-        self.path, self.count, self.save = Path(path).expanduser().absolute(), count, tuple(save)
-        unknown = [kind for kind in save if kind not in KINDS]
-        check(save and not unknown and ("latents" not in save or len(save) == 1), "save", ",".join(save),
-              "png, npz, png,npz or latents")
-        # Without PNGs the archive still needs parts that outlive a kill; they are removed when it is whole.
+    def __init__(self, path: str | Path, count: int, save: Sequence[str]):
+        check_formats(save)
+        self.path, self.count, self.save = user_path(path, "out"), count, tuple(save)
+        # Without PNGs the archive still needs parts that survive a kill; they are removed when it is complete.
         self._parts = self.path / "parts" if self.save == ("npz",) else self.path
         self._suffix = ".npy" if "latents" in save else ".png"
+        self._archive = self.path / "samples.npz"
 
     def part(self, index: int) -> Path:
         """The file of one sample."""
         return self._parts / f"{index:06d}{self._suffix}"
 
-    def prepare(self, record: dict) -> None:
-        """Make the folder, clear what a killed run left half written, and say in recipe.json what will be
-        in it.
-        """
-        try:
+    def prepare(self, metadata: dict) -> None:
+        """Make the folder, delete what a killed run left half written, and write recipe.json."""
+        with writing(self._parts):
             self._parts.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"out={str(self.path)!r} must be a writable directory ({error.strerror}); "
-                            "choose another --out") from error
         for folder in {self.path, self._parts}:
-            for leftover in folder.glob(f".*.{'[0-9a-f]' * 8}.tmp"):  # of atomic_file
-                if not leftover.is_dir():
-                    leftover.unlink(missing_ok=True)
-        self.write_record(record)
+            remove_leftovers(folder)
+        self.write_metadata(metadata)
+        if 0 < self._archived() < self.count:  # the folder grows, and the samples must outlive their archive
+            with self._archive.open("rb") as file:
+                for i, image in enumerate(images.read_npz(file)):
+                    if not self.part(i).exists():
+                        grey = (image[..., :1] == image).all()  # as write_npz made it of one channel
+                        self.write(i, image[..., :1] if grey else image)
+            self._archive.unlink()
 
     def check_space(self, shape: tuple[int, ...]) -> None:
-        """Raise UserError where the archive of images of this shape cannot fit on the disk."""
-        needed = self.count * int(np.prod(shape)) if "npz" in self.save and not self._archive.exists() else 0
-        free = shutil.disk_usage(next(p for p in (self.path, *self.path.parents) if p.exists())).free
-        check(needed <= free, "num", self.count,
-              f"so few that {needed / 1e9:,.1f} GB of samples.npz fit into the {free / 1e9:,.1f} GB free in "
-              f"{str(self.path)!r}", "make space, or leave npz out of --save")
+        """Raise UserError when the archive of images (H, W, C) does not fit on the disk."""
+        needed = (
+            self.count * int(np.prod(shape[:2])) * max(shape[2], 3)
+            if "npz" in self.save and self._archived() < self.count
+            else 0
+        )
+        free = free_bytes(self.path)
+        expected = f"so few that samples.npz, {needed / 1e9:,.1f} GB, fits into {free / 1e9:,.1f} GB of free space"
+        check(needed <= free, "num", self.count, expected, "free some, or leave npz out of --save")
 
-    def record(self) -> dict | None:
-        """recipe.json as it is there.  Raises: UserError when it cannot be read."""
-        check(not self.path.exists() or self.path.is_dir(), "out", str(self.path), "a directory, not a file")
+    def metadata(self) -> dict | None:
+        """The contents of recipe.json, None without one.  Raises: UserError when it cannot be read."""
+        out, fix = str(self.path), "choose another --out"
+        check(not self.path.exists() or self.path.is_dir(), "out", out, "a directory, not a file")
         try:
-            return json.loads((self.path / RECORD).read_text())
+            found = json.loads((self.path / METADATA).read_text())
+            if not (isinstance(found, dict) and {"num", "finished"} <= found.keys()):
+                raise ValueError("it is not of samples")
+            return found
         except FileNotFoundError:
-            check(self.missing().all(), "out", str(self.path), f"a folder whose samples have a {RECORD}",
-                  "these are of something else; choose another --out")
+            check(bool(self.missing().all()), "out", out, f"a folder whose samples have a {METADATA}", fix)
             return None
         except (OSError, ValueError) as error:
-            raise UserError(f"out={str(self.path)!r} has a {RECORD} that cannot be read; choose another --out"
-                            ) from error
+            raise UserError(name="out", value=out, expected=f"a folder with a readable {METADATA}", fix=fix) from error
 
-    def write_record(self, record: dict) -> None:
-        """recipe.json, whole or as it was."""
-        with atomic_file(self.path / RECORD) as file:
-            file.write((json.dumps(record, indent=2) + "\n").encode())
+    def write_metadata(self, metadata: dict) -> None:
+        """Replace recipe.json."""
+        with atomic_file(self.path / METADATA) as file:
+            file.write((json.dumps(metadata, indent=2) + "\n").encode())
 
     def missing(self) -> np.ndarray:
-        """bool [count]: samples whose file is not there."""
-        if self._archive.exists() and "png" not in self.save:
-            return np.zeros(self.count, bool)
+        """bool (count,): samples without a file."""
         there = {path.name for path in self._parts.glob(f"*{self._suffix}")}
-        return np.array([self.part(i).name not in there for i in range(self.count)])
+        archived = self._archived() if self.save == ("npz",) else 0
+        return np.array([i >= archived and self.part(i).name not in there for i in range(self.count)])
 
-    def whole(self) -> bool:
-        """Whether every sample is there, and the archive where one was asked for."""
-        return not self.missing().any() and ("npz" not in self.save or self._archive.exists())
+    def _archived(self) -> int:
+        """The number of images in the archive; 0 without one that can be read."""
+        try:
+            with self._archive.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return len(archive["arr_1"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return 0
+
+    def check_same(self, metadata: dict, labels: np.ndarray, grows: bool = False) -> None:
+        """Raise UserError when the folder holds something else, or not the first ones of a larger number."""
+        found, asked = self.metadata() or metadata, metadata
+        if grows and found["num"] < len(labels):
+            asked = metadata | {"num": found["num"], "labels_sha256": digest(labels[: found["num"]])}
+        for key in (*IDENTITY, "num", "labels_sha256"):
+            if found.get(key) != asked.get(key):
+                difference = _difference(found.get(key), asked.get(key))
+                raise UserError(
+                    f"--out={str(self.path)!r} holds images of another {key} ({difference})",
+                    name="--out",
+                    value=str(self.path),
+                    expected=f"a folder of the same {key}",
+                    fix="choose another --out",
+                )
+
+    def is_finished(self, metadata: dict, labels: np.ndarray) -> bool:
+        """Whether the folder holds all of these samples.  Raises: UserError when it holds something else."""
+        found = self.metadata()
+        if found is None or not found["finished"] and self.missing().all():
+            return False  # nothing is there, or an earlier run failed before its first sample
+        self.check_same(metadata, labels, grows=True)
+        # A sample or an archive that was deleted is made again.
+        complete = not self.missing().any() and ("npz" not in self.save or self._archived() == self.count)
+        return bool(found["finished"]) and found["num"] == self.count and complete
 
     def write(self, index: int, sample: np.ndarray) -> None:
-        """One sample: uint8 [H, W, C] image or float32 latent."""
+        """Write one sample: an image uint8 (H, W, C) or a latent float32 (H, W, C)."""
         if self._suffix == ".png":
             images.write_png(self.part(index), sample)
         else:
@@ -100,65 +136,55 @@ class Folder:
                 np.save(file, sample)
 
     def read(self, index: int) -> np.ndarray:
-        """One finished sample.  Raises: UserError for a file that is not what `write` wrote."""
+        """One finished sample (H, W, C), as it was written.  Raises: UserError for a damaged file."""
+        path = self.part(index)
         try:
-            if self._suffix == ".npy":
-                return np.load(self.part(index), allow_pickle=False)
-            with Image.open(self.part(index)) as picture:
-                image = np.asarray(picture)
+            with path.open("rb") as file:
+                if self._suffix == ".npy":
+                    return np.load(file, allow_pickle=False)
+                image = np.asarray(Image.open(file))
         except (OSError, ValueError) as error:
-            raise UserError(f"{str(self.part(index))!r} cannot be read ({error}); remove it and run again"
-                            ) from error
+            problem = f"{str(path)!r} cannot be read ({error})"
+            raise UserError(problem, name=str(path), fix="remove it and run again") from error
         return image if image.ndim == 3 else image[..., None]
 
     def labels(self) -> np.ndarray:
-        """The labels int [count] of a finished folder of latents."""
-        return np.load(self.path / LABELS, allow_pickle=False)
+        """The labels int (count,) of a finished folder of latents."""
+        with (self.path / LABELS).open("rb") as file:
+            return np.load(file, allow_pickle=False)
 
-    def finish(self, labels: np.ndarray, record: dict) -> None:
-        """The grid, the archive and last the record, from finished parts."""
-        if "latents" not in self.save and not ("npz" in self.save and self._archive.exists()):
-            shown = np.stack([self.read(i) for i in range(min(self.count, GRID))])
-            zoom = images.comfortable_zoom(shown.shape[1])
-            picture = images.grid(shown, columns=min(10, len(shown)), zoom=zoom)
-            images.write_png(self.path / "grid.png", picture)
-            if "npz" in self.save:
-                images.stream_npz(self._archive, (self.read(i) for i in range(self.count)), labels)
+    def finish(self, labels: np.ndarray, metadata: dict) -> None:
+        """Write the grid, the archive and last the metadata, from the finished samples."""
         if "latents" in self.save:
             with atomic_file(self.path / LABELS) as file:
                 np.save(file, labels)
+        elif "npz" not in self.save or not self._archive.exists():
+            shown = np.stack([images.three_channels(self.read(i)) for i in range(min(self.count, GRID))])
+            from ig_jax.pictures import plots  # late: matplotlib takes half a second
+
+            picture = plots.sheet(shown, columns=10, caption=captions.of_metadata(metadata))
+            images.write_png(self.path.with_name(f"{self.path.name}_grid.png"), picture)
+            if "npz" in self.save:
+                images.write_npz(self._archive, (self.read(i) for i in range(self.count)), labels)
         if self._parts != self.path:
-            shutil.rmtree(self._parts, ignore_errors=True)
-        self.write_record(record)
-
-    @property
-    def _archive(self) -> Path:
-        return self.path / "samples.npz"
+            remove_folder(self._parts)
+        self.write_metadata(metadata)
 
 
-class Writer:
-    """Writes samples in threads while the devices draw the next; a failure is raised at the next call."""
+def check_formats(save: Sequence[str]) -> None:
+    """Raise UserError for formats that a folder cannot have."""
+    known = bool(save) and set(save) <= set(FORMATS) and ("latents" not in save or len(save) == 1)
+    check(known, "save", ",".join(save), "png, npz, png,npz or latents")
 
-    def __init__(self, folder: Folder):
-        self._folder = folder
-        self._pool = concurrent.futures.ThreadPoolExecutor(THREADS)
-        self._pending: list[concurrent.futures.Future] = []
 
-    def __enter__(self) -> "Writer":
-        return self
+def digest(labels: np.ndarray) -> str:
+    """The sha256 (hex) of labels."""
+    return hashlib.sha256(labels.tobytes()).hexdigest()
 
-    def __exit__(self, kind, *rest) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-        if kind is None:
-            self._wait()
 
-    def write(self, indices: np.ndarray, samples: np.ndarray) -> None:
-        """Start writing a batch, once the batch before is on disk: memory holds two at most."""
-        self._wait()
-        self._pending = [self._pool.submit(self._folder.write, int(i), sample)
-                         for i, sample in zip(indices, samples)]
-
-    def _wait(self) -> None:
-        for future in self._pending:
-            future.result()
-        self._pending = []
+def _difference(stored, asked) -> str:
+    """The stored value, or the first entry that differs of two sections."""
+    if not (isinstance(stored, dict) and isinstance(asked, dict)):
+        return str(stored)
+    name = next(name for name in stored | asked if stored.get(name) != asked.get(name))
+    return f"{name} is {stored.get(name)}"

@@ -1,0 +1,1 @@
+"""Published weights: their names, their import and export."""

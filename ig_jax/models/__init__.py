@@ -1,0 +1,1 @@
+"""Networks: the transformer with its two heads, autoencoders, InceptionV3."""

@@ -1,24 +1,63 @@
 """The autoencoders of latent diffusion transformers, SD-VAE and VA-VAE: one network, two frozen configs.
 
-Encoder: residual blocks per level, halving between levels; decoder: one more block per level, doubling
-between. Parameters, norms and softmax are float32; convolutions run in `dtype`. float32 asks for products in
-full precision (an accelerator's default would round them to bfloat16 or TF32); bfloat16 is the fast choice.
+The encoder has residual blocks at each level and halves the image between levels; the decoder has one more block at
+each level and doubles it. Parameters, norms and softmax are float32; convolutions run in `dtype`. With float32 products
+have full precision (an accelerator would by default round them to bfloat16 or TF32); bfloat16 is the fast choice.
 Source: CompVis/latent-diffusion ldm/modules/diffusionmodules/model.py; huggingface/diffusers AutoencoderKL.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ig_jax.errors import check
-from ig_jax.models import latents as latents_lib
-from ig_jax.models.autoencoder_config import AutoencoderConfig
+from ig_jax.base.errors import check
+from ig_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """Everything that defines an autoencoder of the family.
+
+    channels: width of each level, finest first; layers: residual blocks per level of the encoder (the decoder
+    has one more); groups: of every GroupNorm; attention_levels: indices into channels whose blocks are each
+    followed by attention (both middles always have it); quant_convs: 1x1 convolutions around the latent.
+    Raises: UserError for widths the groups do not divide, no layers, or a level that does not exist.
+    """
+
+    channels: tuple[int, ...]
+    layers: int
+    latent_channels: int
+    groups: int = 32
+    attention_levels: tuple[int, ...] = ()
+    quant_convs: bool = True
+
+    def __post_init__(self):
+        for field in ("channels", "attention_levels"):  # lists from JSON would not hash
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        check(self.groups > 0, "groups", self.groups, "positive")
+        divided = len(self.channels) > 0 and all(c > 0 and c % self.groups == 0 for c in self.channels)
+        check(divided, "channels", self.channels, f"positive multiples of groups={self.groups}")
+        check(self.layers > 0, "layers", self.layers, "positive")
+        check(self.latent_channels > 0, "latent_channels", self.latent_channels, "positive")
+        exist = all(0 <= i < len(self.channels) for i in self.attention_levels)
+        check(exist, "attention_levels", self.attention_levels, f"indices of channels={self.channels}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return 2 ** (len(self.channels) - 1)
+
+
+SD_VAE = AutoencoderConfig(channels=(128, 256, 512, 512), layers=2, latent_channels=4)
+VA_VAE = AutoencoderConfig(channels=(128, 128, 256, 256, 512), layers=2, latent_channels=32, attention_levels=(4,))
 
 
 class Posterior(NamedTuple):
@@ -41,16 +80,16 @@ class _Build:
         return jax.lax.Precision.HIGHEST if jnp.dtype(self.dtype) == jnp.float32 else None
 
     def conv(self, inputs: int, outputs: int, size: int, strides: int = 1, padding="SAME") -> nnx.Conv:
-        return nnx.Conv(inputs, outputs, (size, size), strides, padding=padding, dtype=self.dtype,
-                        precision=self.precision, rngs=self.rngs)
+        shared: dict[str, Any] = dict(dtype=self.dtype, precision=self.precision, rngs=self.rngs)
+        return nnx.Conv(inputs, outputs, (size, size), strides, padding=padding, **shared)
 
     def linear(self, inputs: int, outputs: int) -> nnx.Linear:
         return nnx.Linear(inputs, outputs, dtype=self.dtype, precision=self.precision, rngs=self.rngs)
 
     def norm(self, channels: int) -> nnx.GroupNorm:
-        # the fast variance E[x^2] - E[x]^2 cancels where a group's mean is large against its spread
-        return nnx.GroupNorm(channels, self.groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False,
-                             rngs=self.rngs)
+        # The fast variance E[x^2] - E[x]^2 cancels where a group's mean is large against its spread.
+        shared: dict[str, Any] = dict(epsilon=1e-6, dtype=jnp.float32, rngs=self.rngs)
+        return nnx.GroupNorm(channels, self.groups, use_fast_variance=False, **shared)
 
 
 class ResBlock(nnx.Module):
@@ -74,24 +113,20 @@ class Attention(nnx.Module):
 
     def __init__(self, channels: int, build: _Build):
         self.norm = build.norm(channels)
-        self.q = build.linear(channels, channels)
-        self.k = build.linear(channels, channels)
-        self.v = build.linear(channels, channels)
-        self.out = build.linear(channels, channels)
+        self.q, self.k, self.v, self.out = (build.linear(channels, channels) for _ in range(4))
         self.precision = build.precision
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = rearrange(self.norm(x), "b h w d -> b (h w) d")
         q, k, v = self.q(h), self.k(h), self.v(h)
-        logits = jnp.einsum("bqd,bkd->bqk", q, k, precision=self.precision,
-                            preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bqd,bkd->bqk", q, k, precision=self.precision, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * x.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
         h = self.out(jnp.einsum("bqk,bkd->bqd", weights, v, precision=self.precision))
         return x + h.reshape(x.shape)
 
 
 class Stage(nnx.Module):
-    """The blocks of one level, each followed by attention where the config says so."""
+    """The blocks of one level, each followed by attention where the config asks for it."""
 
     def __init__(self, inputs: int, outputs: int, layers: int, attention: bool, build: _Build):
         self.blocks = nnx.List([ResBlock(outputs if i else inputs, outputs, build) for i in range(layers)])
@@ -149,11 +184,10 @@ class Encoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, build: _Build):
         widths = config.channels
         self.conv_in = build.conv(3, widths[0], 3)
-        self.down = nnx.List([
-            DownStage(widths[max(i - 1, 0)], width, config.layers, i in config.attention_levels,
-                      i == len(widths) - 1, build)
-            for i, width in enumerate(widths)
-        ])
+        self.down: nnx.List[DownStage] = nnx.List()
+        for i, width in enumerate(widths):
+            attention, last = i in config.attention_levels, i == len(widths) - 1
+            self.down.append(DownStage(widths[max(i - 1, 0)], width, config.layers, attention, last, build))
         self.mid = Middle(widths[-1], build)
         self.norm_out = build.norm(widths[-1])
         self.conv_out = build.conv(widths[-1], 2 * config.latent_channels, 3)
@@ -169,11 +203,10 @@ class Decoder(nnx.Module):
         widths = config.channels
         self.conv_in = build.conv(config.latent_channels, widths[-1], 3)
         self.mid = Middle(widths[-1], build)
-        self.up = nnx.List([
-            UpStage(widths[min(i + 1, len(widths) - 1)], widths[i], config.layers + 1,
-                    i in config.attention_levels, i == 0, build)
-            for i in reversed(range(len(widths)))
-        ])
+        self.up: nnx.List[UpStage] = nnx.List()
+        for i in reversed(range(len(widths))):
+            inputs, attention = widths[min(i + 1, len(widths) - 1)], i in config.attention_levels
+            self.up.append(UpStage(inputs, widths[i], config.layers + 1, attention, i == 0, build))
         self.norm_out = build.norm(widths[0])
         self.conv_out = build.conv(widths[0], 3, 3)
 
@@ -189,10 +222,8 @@ class Autoencoder(nnx.Module):
 
     def __init__(self, config: AutoencoderConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         build = _Build(config.groups, dtype, rngs)
-        self.config = config
-        self.dtype = dtype
-        self.encoder = Encoder(config, build)
-        self.decoder = Decoder(config, build)
+        self.config, self.dtype = config, dtype
+        self.encoder, self.decoder = Encoder(config, build), Decoder(config, build)
         channels = config.latent_channels
         self.quant_conv = build.conv(2 * channels, 2 * channels, 1) if config.quant_convs else None
         self.post_quant_conv = build.conv(channels, channels, 1) if config.quant_convs else None
@@ -204,15 +235,13 @@ class Autoencoder(nnx.Module):
         """
         factor = self.config.factor
         _, height, width, channels = images.shape if images.ndim == 4 else (0, 0, 0, 0)
-        check(channels == 3 and height % factor == width % factor == 0, "images.shape", images.shape,
-              f"(B, H, W, 3) with H and W multiples of {factor}")
+        fits = channels == 3 and height % factor == width % factor == 0
+        check(fits, "images.shape", images.shape, f"(B, H, W, 3) with H and W multiples of {factor}")
         moments = self.encoder(images.astype(self.dtype))
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return Posterior(mean, jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0)))
-
-    sample = staticmethod(latents_lib.sample)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """latents (B, h, w, C), not normalised -> images (B, H, W, 3) float32 in about [-1, 1].
@@ -220,21 +249,30 @@ class Autoencoder(nnx.Module):
         Raises: UserError for another shape.
         """
         channels = self.config.latent_channels
-        check(latents.ndim == 4 and latents.shape[3] == channels, "latents.shape", latents.shape,
-              f"(B, h, w, {channels})")
+        fits = latents.ndim == 4 and latents.shape[3] == channels
+        check(fits, "latents.shape", latents.shape, f"(B, h, w, {channels})")
         x = latents.astype(self.dtype)
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
         return self.decoder(x).astype(jnp.float32)
 
 
-def from_params(config: AutoencoderConfig, params: dict, *, dtype: DTypeLike = jnp.float32) -> Autoencoder:
-    """The autoencoder with these weights, no random initialisation run.
+@functools.lru_cache
+def _abstract(config: AutoencoderConfig, dtype: np.dtype):
+    return layers.by_name(lambda: Autoencoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
 
-    params: nested dict of arrays with the tree of nnx.to_pure_dict(nnx.state(autoencoder, nnx.Param)).
-    """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Autoencoder(config, dtype=dtype, rngs=nnx.Rngs(0))))
-    nnx.replace_by_pure_dict(state, params)
+
+def shapes(config: AutoencoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name, shape and dtype of every parameter; nothing is allocated."""
+    return dict(_abstract(config, jnp.dtype("float32"))[2])
+
+
+def from_params(
+    config: AutoencoderConfig, params: dict[str, jax.Array], *, dtype: DTypeLike = jnp.float32
+) -> Autoencoder:
+    """The autoencoder with these weights, by the names of `shapes`; no random initialisation is run."""
+    graphdef, paths, _ = _abstract(config, jnp.dtype(dtype))
+    state = nnx.from_flat_state({path: nnx.Param(params[name]) for name, path in paths.items()})
     return nnx.merge(graphdef, state)
 
 

@@ -1,6 +1,6 @@
-"""What a network costs, counted from its config: parameters and floating-point operations.
+"""Parameters and floating-point operations of a network, counted from its config.
 
-The compiler's own count sees the body of a loop once, so speed and utilisation are always stated in these.
+The compiler counts the body of a loop once, so speed and utilisation are always computed from these numbers.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def train_step_flops(config: DiTConfig, global_batch: int, *, ema_forward: bool)
 
 
 def sample_flops(config: DiTConfig, images: int, evaluations: float) -> float:
-    """FLOPs of drawing `images` images, each at the cost of `evaluations` forward passes."""
+    """FLOPs of sampling `images` images with `evaluations` forward passes each."""
     return 2.0 * forward_macs(config) * images * evaluations
 
 

@@ -1,12 +1,13 @@
-"""One backbone for DiT, SiT and LightningDiT that returns the intermediate and the final output together.
+"""The backbone of DiT, SiT and LightningDiT, with its intermediate and its final output.
 
     params = init(config, key)
-    out = apply(config, params, x, t, y)        # out.final, out.intermediate[0]: [B, H, W, C] float32
+    out = apply(config, params, x, t, y)        # out.final, out.intermediate[0]: (B, H, W, C) float32
 
-Parameters are a plain dict {"blocks.0.attn.qkv.kernel": float32 array, ...}: what is jitted, sharded, saved
-and averaged. The families differ only in DiTConfig. Source: arXiv 2512.24176 and METHODS named there.
+Parameters are a plain dict {"blocks.0.attn.qkv.kernel": float32 array, ...}, which is what is jitted, sharded, saved
+and averaged. The families differ only in their DiTConfig. Source: arXiv 2512.24176 and the networks it builds on.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -14,25 +15,105 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ig_jax.models import layers
-from ig_jax.models.dit_config import DiTConfig
-from ig_jax.models.kernels import apart
+from ig_jax.base.errors import check
+from ig_jax.models import cpu, layers
 from ig_jax.models.stacking import stacked
-from ig_jax.parallel.sharding import constrain_batch, gather_weight, on_one_cpu
+from ig_jax.parallel.sharding import constrain_batch, gather_weight
 
 FROZEN = ("pos_embed",)  # parameters that no optimizer touches
-CPU_CACHE = 2**24  # bytes between two products that a CPU still finds in its cache; beyond 20 MB a Xeon was twice slower
+CHOICES = {
+    "norm": ("layernorm", "rmsnorm"),
+    "mlp": ("gelu", "swiglu"),
+    "qk_norm": ("none", "layernorm", "rmsnorm"),
+    "sigma_channels": ("none", "unused", "variance"),
+    "clock": ("noise_at_1", "noise_at_0"),
+    "inter_head_init": ("zero", "xavier"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "dots", "full", "auto"),
+    "attention": ("auto", "xla", "cudnn"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Everything that defines the network; sizes in latent pixels, tokens or channels.
+
+    Raises: UserError for sizes that do not divide, heads out of order or an unknown choice.
+    """
+
+    input_size: int  # latent height = width
+    channels: int
+    patch_size: int
+    depth: int  # blocks
+    width: int
+    num_heads: int
+    mlp_ratio: float
+    num_classes: int  # the null label is num_classes
+    inter_depth: tuple[int, ...]  # blocks run before each intermediate head; () for none
+    norm: str  # "layernorm" (DiT, SiT) | "rmsnorm" (LightningDiT)
+    mlp: str  # "gelu" | "swiglu"
+    rope: bool
+    qk_norm: str  # "none" | "layernorm" | "rmsnorm"
+    adaln_shift: bool  # False: blocks modulate by scale and gate alone
+    sigma_channels: str  # "none" | "unused" (original SiT drops them) | "variance" (DiT returns 2C channels)
+    clock: str  # "noise_at_1" (sigma-time) | "noise_at_0": the weights were trained on 1 - t and minus velocity
+    inter_head_init: str  # "zero" (SiT release) | "xavier" (LightningDiT release)
+    dtype: str  # of the matrix products: "float32" | "bfloat16"
+    scan_blocks: bool  # one compiled block looped over: quicker to compile, slower to run
+    remat: str  # what the backward pass recomputes: "none" | "dots" (all but products) | "full" | "auto" (what fits)
+    attention: str = "auto"  # "auto" (by platform) | "xla" | "cudnn": models.kernels.attention_kernel
+
+    def __post_init__(self):
+        object.__setattr__(self, "inter_depth", tuple(self.inter_depth))
+        for name in ("input_size", "channels", "patch_size", "depth", "width", "num_heads", "num_classes"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "greater than 0")
+        size, patch, width, heads = self.input_size, self.patch_size, self.width, self.num_heads
+        check(size % patch == 0, "input_size", size, f"a multiple of patch_size={patch}")
+        check(width % heads == 0, "width", width, f"a multiple of num_heads={heads}")
+        check(width % 4 == 0, "width", width, "a multiple of 4 (sine and cosine of row and column)")
+        fits = not self.rope or width // heads % 4 == 0
+        check(fits, "width", width, f"a multiple of 4 x num_heads={4 * heads} for rotary embedding")
+        for depth in self.inter_depth:
+            fix = "it counts the blocks run before the intermediate head"
+            check(1 <= depth <= self.depth, "inter_depth", depth, f"in 1..{self.depth} (the depth)", fix)
+        ordered = list(self.inter_depth) == sorted(set(self.inter_depth))
+        check(ordered, "inter_depth", self.inter_depth, "in increasing order without repeats")
+        for name, choices in CHOICES.items():
+            check(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
+
+    @property
+    def side(self) -> int:
+        """Tokens along one edge."""
+        return self.input_size // self.patch_size
+
+    @property
+    def out_channels(self) -> int:
+        """Channels the heads emit, learned sigma included."""
+        return self.channels * (1 if self.sigma_channels == "none" else 2)
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden units of the MLP; SwiGLU keeps the parameters of a GELU MLP by taking two thirds."""
+        hidden = self.width * self.mlp_ratio
+        return int(hidden if self.mlp == "gelu" else 2 / 3 * hidden)
 
 
 class DiTOutput(NamedTuple):
-    """Both predictions of one forward pass, each [B, H, W, C] float32."""
+    """Both predictions of one forward pass, each (B, H, W, C) float32."""
 
     final: jax.Array | None  # None where the network ran only up to an intermediate head
     intermediate: tuple[jax.Array, ...]  # one for each entry of inter_depth that was reached
 
+    @property
+    def heads(self) -> tuple[jax.Array, ...]:
+        """The final prediction of a network that ran to its end, then the intermediate ones."""
+        assert self.final is not None
+        return self.final, *self.intermediate
+
 
 class Block(nnx.Module):
-    """Attention and MLP, each modulated by adaLN and added through a gate: [B, N, D] float32 -> the same."""
+    """Attention and MLP, each modulated by adaLN and added through a gate: (B, N, D) float32 -> the same."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         c = config
@@ -40,8 +121,7 @@ class Block(nnx.Module):
         self.shifted = c.adaln_shift
         self.norm1, self.norm2 = (_norm(c) for _ in range(2))
         self.attn = layers.Attention(c.width, c.num_heads, qk_norm=c.qk_norm, kernel=c.attention, rngs=rngs)
-        mlp = layers.GeluMlp if c.mlp == "gelu" else layers.SwiGluMlp
-        self.mlp = mlp(c.width, c.mlp_hidden, rngs=rngs)
+        self.mlp = layers.Mlp(c.width, c.mlp_hidden, c.mlp, rngs=rngs)
         self.modulation = layers.Modulation(c.width, 6 if c.adaln_shift else 4, dtype=self.dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, cond: jax.Array, rope) -> jax.Array:
@@ -57,7 +137,7 @@ class Block(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Norm, adaLN (always with shift), linear, both of `init`: tokens [B, N, D] -> [B, H, W, out_channels] float32."""
+    """Norm, adaLN with shift, linear layer, both of `init`: (B, N, D) -> (B, H, W, out_channels) float32."""
 
     def __init__(self, config: DiTConfig, *, init, rngs: nnx.Rngs):
         c = config
@@ -122,10 +202,12 @@ class DiT(nnx.Module):
         def run(tokens, state, cond):
             return nnx.merge(graphdef, state)(tokens, cond, rope)
 
-        run = _rematerialised(run, c.remat)
-        # In one piece, the CPU compiler fuses the sum of all earlier blocks into every norm again: at 28
-        # blocks three times the compile time, and a tenth of the step.
-        return run if c.scan_blocks else apart(run)
+        if c.remat in ("dots", "full"):  # training replaces "auto" (training/memory.py); sampling has no backward pass
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+            run = jax.checkpoint(run, policy=policy)
+        # Inlined, the CPU compiler fuses the sum of all earlier blocks into every norm again: at 28 blocks, three
+        # times the compile time and a tenth more of every step.
+        return run if c.scan_blocks else cpu.out_of_line(run)
 
     def _run(self, run, blocks, tokens: jax.Array, cond: jax.Array) -> jax.Array:
         """The given blocks one after the other: unrolled, or as one scan over their stacked parameters."""
@@ -134,54 +216,61 @@ class DiT(nnx.Module):
             for state in states:
                 tokens = run(tokens, state, cond)
             return tokens
-        # Stacked here, inside the program, so that parameters and checkpoints look the same either way.
+        # Stacked inside the program, so that parameters and checkpoints are the same with and without a scan.
         return jax.lax.scan(lambda tokens, state: (run(tokens, state, cond), None), tokens, stacked(states))[0]
-
-
-def _rematerialised(run, policy: str):
-    if policy in ("none", "auto"):  # whoever trains has chosen by now (training/memory.py); samplers keep nothing
-        return run
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    return jax.checkpoint(run, policy=saved)
 
 
 @functools.lru_cache
 def _abstract(config: DiTConfig):
-    """The module's structure without its arrays, and each parameter by name: its path and its shape."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
-    flat = sorted((".".join(map(str, path)), path, param.get_value()) for path, param in nnx.to_flat_state(state))
-    return graphdef, {name: path for name, path, _ in flat}, {name: shape for name, _, shape in flat}
+    return layers.by_name(lambda: DiT(config, rngs=nnx.Rngs(0)))
 
 
 def init(config: DiTConfig, key: jax.Array) -> dict[str, jax.Array]:
-    """Fresh float32 parameters by name; jit it with out_shardings to have them born sharded."""
+    """Newly initialised float32 parameters by name; jit it with out_shardings to create them sharded."""
     state = nnx.state(DiT(config, rngs=nnx.Rngs(params=key)))
     return {".".join(map(str, path)): param[...] for path, param in nnx.to_flat_state(state)}
 
 
 def shapes(config: DiTConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Name, shape and dtype of every parameter, nothing allocated."""
+    """Name, shape and dtype of every parameter; nothing is allocated."""
     return dict(_abstract(config)[2])
 
 
 def apply(
-    config: DiTConfig, params: dict[str, jax.Array], x: jax.Array, t: jax.Array, y: jax.Array,
+    config: DiTConfig,
+    params: dict[str, jax.Array],
+    x: jax.Array,
+    t: jax.Array,
+    y: jax.Array,
     until_head: int | None = None,
 ) -> DiTOutput:
-    """Both outputs for latents x [B, H, W, C], times t [B] in [0, 1] and labels y [B] in 0..num_classes.
+    """Both outputs for latents x (B, H, W, C), times t (B,) in [0, 1] and labels y (B,) in 0..num_classes.
 
-    The velocity of the linear or cosine path in our clock (t = 1 is noise), or what the weights predict
-    otherwise; with sigma_channels="variance" the last C channels are the variance output of DiT.
-    `until_head` (an index into inter_depth) stops after that head: `final` is then None and the blocks
-    above it cost nothing.
+    The output is the velocity of the path in our clock (t = 1 is noise), or whatever else the network was trained to
+    predict; with sigma_channels="variance" the last C channels are DiT's variance output.
+    `until_head`, an index into inter_depth, stops after that head: `final` is then None and the blocks above it are
+    not run.
+    Raises: UserError that names x, t or y, when it is traced.
     """
+    check_inputs(config, x, t, y)
     graphdef, paths, _ = _abstract(config)
     state = nnx.from_flat_state({path: nnx.Param(params[name]) for name, path in paths.items()})
     return nnx.merge(graphdef, state)(x, t, y, until_head)
 
 
+def check_inputs(config: DiTConfig, x: jax.Array, t: jax.Array, y: jax.Array) -> None:
+    """Raise UserError for a shape or a type that the network does not take."""
+    shape, batch = (config.input_size, config.input_size, config.channels), jnp.shape(x)[:1]
+    check(jnp.shape(x)[1:] == shape, "x.shape", jnp.shape(x), f"(B, {', '.join(map(str, shape))})")
+    fix = "give one value for each of the batch"
+    check(jnp.shape(t) == batch, "t.shape", jnp.shape(t), f"{batch}, that of the batch", fix)
+    check(jnp.shape(y) == batch, "y.shape", jnp.shape(y), f"{batch}, that of the batch", fix)
+    whole = jnp.issubdtype(jnp.result_type(y), jnp.integer)
+    check(whole, "y.dtype", str(jnp.result_type(y)), f"whole numbers in 0..{config.num_classes}")
+
+
 def cast_kernels(config: DiTConfig, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The same network with each kernel cast to the dtype of its products, for many calls of `apply` in one program.
+    """The parameters with each kernel cast to the dtype of its products, for many calls of `apply` in one program.
 
     `apply` casts a float32 kernel at every call. Biases, tables and the timestep embedding stay float32.
     """
@@ -190,16 +279,13 @@ def cast_kernels(config: DiTConfig, params: dict[str, jax.Array]) -> dict[str, j
 
 
 def forward(
-    config: DiTConfig, params: dict[str, jax.Array], x: jax.Array, t: jax.Array, y: jax.Array,
+    config: DiTConfig,
+    params: dict[str, jax.Array],
+    x: jax.Array,
+    t: jax.Array,
+    y: jax.Array,
     until_head: int | None = None,
 ) -> DiTOutput:
-    """`apply` where nothing is differentiated: the same, on one CPU a few images at a time."""
+    """Inference-only `apply`; on a single CPU the batch is processed in chunks that fit in its cache."""
     run = functools.partial(apply, config, params, until_head=until_head)
-    hidden = 4 * config.side**2 * config.mlp_hidden  # float32 bytes of an image, the largest array of a block
-    fitting = max(1, CPU_CACHE // hidden)
-    sizes = [size for size in range((fitting + 1) // 2, fitting + 1) if len(x) % size == 0]  # smaller would cost more
-    if not on_one_cpu() or len(x) <= fitting or not sizes:
-        return run(x, t, y)
-    groups = jax.tree.map(lambda rows: rows.reshape(-1, sizes[-1], *rows.shape[1:]), (x, t, y))
-    out = jax.lax.map(lambda rows: run(*rows), groups)
-    return jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), out)
+    return cpu.in_chunks(run, x, t, y, bytes_per_image=4 * config.side**2 * config.mlp_hidden)

@@ -1,7 +1,7 @@
-"""What a denoiser sees of an image: latent scaling, and the only rules between uint8 and float pixels.
+"""Latent scaling, and the only conversions between uint8 and float pixels.
 
 normalised = (latent - shift) * scale, per channel. The scaling travels with a denoiser's checkpoint, because
-a latent scaled for another autoencoder or data set still decodes into an image, only a worse one.
+a latent scaled for another autoencoder or data set still decodes, but into a worse image.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ig_jax.errors import UserError, check
+from ig_jax.base.errors import UserError, check
 
-UINT8_RULES = ("sit", "half")  # see to_uint8
+UINT8_RULES = ("sit", "half", "unit")  # see to_uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,37 +42,31 @@ class LatentScaling:
         """Number of latent channels C."""
         return len(self.scale)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether latents stay as they are."""
+        return set(self.shift) == {0.0} and set(self.scale) == {1.0}
+
     def normalise(self, latents: jax.Array) -> jax.Array:
         """latents (..., C) of the autoencoder -> float32 (..., C), about unit variance."""
-        self._check_channels(latents)
-        shift, scale = (jnp.asarray(v, jnp.float32) for v in (self.shift, self.scale))
-        return (jnp.asarray(latents, jnp.float32) - shift) * scale
+        x, shift, scale = self._arrays(latents)
+        return (x - shift) * scale
 
     def denormalise(self, latents: jax.Array) -> jax.Array:
         """Normalised latents (..., C) -> float32 (..., C) as the autoencoder decodes them."""
-        self._check_channels(latents)
-        shift, scale = (jnp.asarray(v, jnp.float32) for v in (self.shift, self.scale))
-        return jnp.asarray(latents, jnp.float32) / scale + shift
+        x, shift, scale = self._arrays(latents)
+        return x / scale + shift
 
-    def to_json(self) -> dict:
-        """The scaling as plain JSON types; from_json(to_json(s)) == s exactly."""
-        return {"name": self.name, "shift": list(self.shift), "scale": list(self.scale),
-                "uint8_rule": self.uint8_rule}
+    def _arrays(self, latents: jax.Array) -> list[jax.Array]:
+        """Latents, shift and scale in float32."""
+        shape, channels = tuple(latents.shape), self.channels
+        check(shape[-1:] == (channels,), "latents.shape", shape, f"(..., {channels}) for the scaling {self.name!r}")
+        return [jnp.asarray(array, jnp.float32) for array in (latents, self.shift, self.scale)]
 
-    @classmethod
-    def from_json(cls, stored: dict) -> "LatentScaling":
-        """The scaling that `to_json` wrote.  Raises: UserError for missing, unknown or misshapen fields."""
-        wanted = [field.name for field in dataclasses.fields(cls)]
-        check(isinstance(stored, dict) and sorted(stored) == sorted(wanted), "latent scaling", stored,
-              f"a mapping with exactly {wanted}")
-        try:
-            return cls(**stored)
-        except (TypeError, ValueError) as err:
-            raise UserError(f"latent scaling {stored!r} cannot be read: {err}") from err
 
-    def _check_channels(self, latents) -> None:
-        check(latents.shape[-1:] == (self.channels,), "latents.shape", tuple(latents.shape),
-              f"(..., {self.channels}) for the scaling {self.name!r}")
+def identity(name: str, channels: int, uint8_rule: str) -> LatentScaling:
+    """No change: of latents that are normalised already, or whose normalisation is not known."""
+    return LatentScaling(name, (0.0,) * channels, (1.0,) * channels, uint8_rule)
 
 
 def from_factor(name: str, factor: float, channels: int, uint8_rule: str) -> LatentScaling:
@@ -92,6 +86,18 @@ def from_mean_std(name: str, mean, std, uint8_rule: str) -> LatentScaling:
 
 # Source: the SD-VAE's published scaling factor; SiT and DiT use it with their own rounding.
 SD_VAE_SCALING = from_factor("sd_vae", 0.18215, 4, "sit")
+
+
+def autoencoder_name(channels: int, factor: int = 16) -> str:
+    """The name of latents with these channels: those of the SD autoencoder have four, those of VA-VAE more."""
+    return SD_VAE_SCALING.name if channels == SD_VAE_SCALING.channels else f"va_vae_f{factor}d{channels}"
+
+
+def conventional(name: str, mean, std) -> LatentScaling:
+    """How latents of that name are normalised: SD's by its factor, VA-VAE's by their measured mean and std (C,)."""
+    return SD_VAE_SCALING if name == SD_VAE_SCALING.name else from_mean_std(name, mean, std, "half")
+
+
 PIXELS = LatentScaling("pixels", (0.0,) * 3, (1.0,) * 3, "half")  # x = from_uint8(image), no autoencoder
 
 
@@ -104,8 +110,9 @@ def check_same(a: LatentScaling, b: LatentScaling) -> None:
         math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-7) for x, y in zip(a.shift + a.scale, b.shift + b.scale)
     )
     if not same:
-        raise UserError(f"latent scaling mismatch: {a} is not {b}; use latents and statistics of the same "
-                        "autoencoder and data set that the checkpoint was trained on")
+        fix = "use latents and statistics of the same autoencoder and data set that the checkpoint was trained on"
+        problem = f"latent scaling mismatch: {a} is not {b}"
+        raise UserError(problem, name="latents", value=b, expected=str(a), fix=fix)
 
 
 def sample(mean: jax.Array, std: jax.Array, noise: jax.Array) -> jax.Array:
@@ -125,10 +132,11 @@ def to_uint8(images: jax.Array, rule: str) -> jax.Array:
 
     "sit":  trunc(clip(255 (x + 1) / 2, 0, 255)), the rule of SiT's and DiT's published sample scripts;
     "half": trunc(clip(127.5 x + 128, 0, 255)), that of LightningDiT (VA-VAE) and of pixel models, the inverse
-    of from_uint8. "sit" darkens by half a level on average, enough for a metric: presets keep their family's.
+    of from_uint8; "unit": trunc(clip(255 x, 0, 255)), that of EDM2, whose autoencoder sees images in 0..1.
+    "sit" darkens by half a level on average, enough for a metric: presets keep their family's.
     Raises: UserError for an unknown rule.
     """
     check(rule in UINT8_RULES, "uint8_rule", rule, f"one of {UINT8_RULES}")
     x = jnp.asarray(images, jnp.float32)
-    levels = 255 * ((x + 1) / 2) if rule == "sit" else 127.5 * x + 128
+    levels = {"sit": 255 * ((x + 1) / 2), "half": 127.5 * x + 128, "unit": 255 * x}[rule]
     return jnp.clip(levels, 0, 255).astype(jnp.uint8)  # the cast truncates

@@ -1,10 +1,11 @@
-"""The layers of DiT, SiT and LightningDiT: arrays in, arrays out.
+"""The layers of DiT, SiT and LightningDiT.
 
 Dims: B batch, N tokens, D width, A heads, K head dim, P patch, H W C latent. Parameters are float32; matrix
 products run in the dtype of their input, norms, softmax, rotary embedding and modulation in float32.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from ig_jax.models.kernels import apart, attention, dense, split_heads
+from ig_jax.models import cpu
+from ig_jax.models.kernels import attention, dense, split_heads
 from ig_jax.parallel.sharding import TENSOR_DIMENSION, constrain_batch, gather_weight
 
 LAYER_NORM_EPS = 1e-6  # SiT and DiT blocks; also the RMSNorm of LightningDiT
@@ -32,16 +34,24 @@ def normal_002(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """adaLN modulations and output heads start at zero, so a block starts as the identity."""
+    """Zeros, the initialisation of adaLN modulations and output heads: a new block is the identity."""
     del key
     return jnp.zeros(shape, jnp.float32)
 
 
-class Linear(nnx.Module):
-    """x [..., I] -> [..., O] in the dtype of x, with bias."""
+def by_name(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, tuple], dict[str, jax.ShapeDtypeStruct]]:
+    """(graphdef, path of each parameter, its shape) of the module that `make` builds, by name; nothing is allocated."""
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    flat = sorted((".".join(map(str, path)), path, param.get_value()) for path, param in nnx.to_flat_state(state))
+    return graphdef, {name: path for name, path, _ in flat}, {name: shape for name, _, shape in flat}
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, init=xavier_uniform,
-                 tensor_dimension: int | None = None):
+
+class Linear(nnx.Module):
+    """x (..., I) -> (..., O) in the dtype of x, with bias."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, rngs: nnx.Rngs, init=xavier_uniform, tensor_dimension: int | None = None
+    ):
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
         self.tensor_dimension = tensor_dimension
@@ -79,26 +89,26 @@ class RMSNorm(nnx.Module):
         return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.scale[...]
 
 
-# For the derivative of the three functions below only their arguments are kept. What lies between is computed
-# again: writing it to memory and reading it back takes longer, and is most of what a block would keep.
+# The three functions below keep only their arguments for the backward pass and recompute the rest: writing the
+# intermediates to memory and reading them back takes longer, and they would be most of what a block keeps.
 
 
 def modulated(norm, x: jax.Array, shift: jax.Array | None, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """norm(x [B, N, D]) * (1 + scale [B, 1, D]) + shift, computed in float32.
+    """norm(x (B, N, D)) * (1 + scale (B, 1, D)) + shift, computed in float32.
 
-    Apart: for 16 images and more the CPU compiler would draw it into the product that follows, 2.5 times slower.
+    Out of line on a CPU: fused into the matrix product that follows it is 2.5 times slower from 16 images on.
     """
 
     def compute(x, shift, scale):
         x = norm(x) * (1 + scale)
         return (x if shift is None else x + shift).astype(dtype)
 
-    return apart(jax.checkpoint(compute))(x, shift, scale)
+    return cpu.out_of_line(jax.checkpoint(compute))(x, shift, scale)
 
 
 @jax.checkpoint
 def gelu(x: jax.Array) -> jax.Array:
-    """GELU (tanh form), computed in float32: a CPU rounds after every bfloat16 operation, four times slower."""
+    """GELU (tanh form), computed in float32; in bfloat16 a CPU rounds after every operation, four times slower."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
@@ -110,7 +120,7 @@ def swiglu(x: jax.Array) -> jax.Array:
 
 
 class Modulation(nnx.Module):
-    """adaLN: conditioning [B, D] -> `chunks` arrays [B, 1, D] in float32."""
+    """adaLN: conditioning (B, D) -> `chunks` arrays (B, 1, D) in float32."""
 
     def __init__(self, width: int, chunks: int, *, dtype: jnp.dtype, init=zeros, rngs: nnx.Rngs):
         self.linear = Linear(width, chunks * width, rngs=rngs, init=init)
@@ -123,7 +133,7 @@ class Modulation(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention [B, N, D] -> [B, N, D], with optional per-head norms and rotary embedding."""
+    """Multi-head self-attention (B, N, D) -> (B, N, D), with optional per-head norms and rotary embedding."""
 
     def __init__(self, width: int, heads: int, *, qk_norm: str, kernel: str, rngs: nnx.Rngs):
         head_dim = width // heads
@@ -135,7 +145,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, rope: tuple[np.ndarray, np.ndarray] | None) -> jax.Array:
         q, k, v = split_heads(self.qkv(x), self.heads)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
@@ -150,7 +160,7 @@ def _qk_norm(kind: str, head_dim: int) -> nnx.Module | None:
 
 
 def rope_table(side: int, head_dim: int, theta: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin [side*side, K] float32: the first half of K turns with the row, the second with the column.
+    """cos and sin, each (N, K) float32: the first half of K rotates with the row, the second with the column.
 
     Source: hustvl/LightningDiT models/pos_embed.py (interleaved pairs).
     """
@@ -163,37 +173,28 @@ def rope_table(side: int, head_dim: int, theta: float = 10000.0) -> tuple[np.nda
 
 
 def rotate(x: jax.Array, cos: np.ndarray, sin: np.ndarray) -> jax.Array:
-    """x [B, N, A, K] with each pair (x_2i, x_2i+1) turned by its angle, in float32."""
+    """x (B, N, A, K) with each pair (x_2i, x_2i+1) turned by its angle, in float32."""
     x = x.astype(jnp.float32)
     pairs = rearrange(x, "... (k two) -> ... k two", two=2)
     turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
     return x * cos[:, None, :] + turned * sin[:, None, :]
 
 
-class GeluMlp(nnx.Module):
-    """Linear, GELU (tanh form), linear."""
+class Mlp(nnx.Module):
+    """Linear, "gelu" or "swiglu", linear; the gate of SwiGLU doubles the outputs of the first layer."""
 
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-        self.fc1 = Linear(width, hidden, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc1"])
+    def __init__(self, width: int, hidden: int, kind: str, *, rngs: nnx.Rngs):
+        inner = hidden if kind == "gelu" else 2 * hidden
+        self.fc1 = Linear(width, inner, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc1"])
         self.fc2 = Linear(hidden, width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc2"])
+        self.activation = gelu if kind == "gelu" else swiglu
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(gelu(self.fc1(x)))
-
-
-class SwiGluMlp(nnx.Module):
-    """silu(first half) * second half of one linear layer, then a linear layer."""
-
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-        self.fc1 = Linear(width, 2 * hidden, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc1"])
-        self.fc2 = Linear(hidden, width, rngs=rngs, tensor_dimension=TENSOR_DIMENSION["fc2"])
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(swiglu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class TimeEmbedding(nnx.Module):
-    """t [B] float32, taken raw (no x1000) -> [B, D] float32."""
+    """t (B,) float32, taken raw (no x1000) -> (B, D) float32."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.fc1 = Linear(FREQUENCIES, width, rngs=rngs, init=normal_002)
@@ -204,7 +205,7 @@ class TimeEmbedding(nnx.Module):
 
 
 def time_features(t: jax.Array) -> jax.Array:
-    """[cos(t f), sin(t f)] with f_i = 10000^(-i/128): t [B] -> [B, 256] float32."""
+    """[cos(t f), sin(t f)] with f_i = 10000^(-i/128): t (B,) -> (B, 256) float32."""
     half = FREQUENCIES // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies
@@ -212,7 +213,7 @@ def time_features(t: jax.Array) -> jax.Array:
 
 
 class LabelEmbedding(nnx.Module):
-    """y [B] int32 in 0..num_classes (the last row is the null label) -> [B, D] float32."""
+    """y (B,) int32 in 0..num_classes (the last row is the null label) -> (B, D) float32."""
 
     def __init__(self, num_classes: int, width: int, *, rngs: nnx.Rngs):
         self.table = nnx.Param(normal_002(rngs.params(), (num_classes + 1, width)))
@@ -222,17 +223,17 @@ class LabelEmbedding(nnx.Module):
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """[B, H, W, C] -> tokens [B, N, P*P*C], row-major, each in (p, q, c) order."""
+    """(B, H, W, C) -> tokens (B, N, P*P*C), row-major, each in (p, q, c) order."""
     return rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
 
 
 def unpatchify(tokens: jax.Array, patch: int, side: int) -> jax.Array:
-    """Tokens [B, N, P*P*C] -> [B, H, W, C] with H = W = side * patch."""
+    """Tokens (B, N, P*P*C) -> (B, H, W, C) with H = W = side * patch."""
     return rearrange(tokens, "b (h w) (p q c) -> b (h p) (w q) c", h=side, w=side, p=patch, q=patch)
 
 
 def sincos_positions(side: int, width: int) -> np.ndarray:
-    """Fixed positions [N, D] float32: half the channels for the column, half for the row, each [sin, cos]."""
+    """Fixed positions (N, D) float32: half the channels for the column, half for the row, each [sin, cos]."""
     quarter = width // 4
     omega = 10000.0 ** (-np.arange(quarter, dtype=np.float64) / quarter)
     rows, columns = np.divmod(np.arange(side * side), side)

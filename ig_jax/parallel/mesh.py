@@ -1,4 +1,4 @@
-"""One named mesh for everything: ('data', 'fsdp', 'tensor')."""
+"""The device mesh, with axes ('data', 'fsdp', 'tensor')."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from ig_jax.errors import UserError, check
+from ig_jax.base.errors import UserError, check
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # a batch is split over both: FSDP is data parallelism with sharded weights
@@ -15,11 +15,11 @@ BATCH_AXES = ("data", "fsdp")  # a batch is split over both: FSDP is data parall
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, fsdp_up_to: int = 1, devices: Sequence | None = None
 ) -> Mesh:
-    """A mesh over all devices; one axis may be -1 and takes what the others leave.
+    """A mesh over all devices; one axis may be -1 and takes the devices that the others leave.
 
-    Where fsdp is 1, it becomes the largest divisor up to fsdp_up_to of the devices that data (unless it is -1) and
-    tensor leave: one config for any number of them.
-    Raises: UserError when the axes do not multiply to the number of devices.
+    With fsdp=1, fsdp becomes the largest number up to fsdp_up_to that divides the devices left by tensor and by data
+    (unless data is -1), so that one config serves any number of devices.
+    Raises: UserError when the product of the axes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -35,23 +35,20 @@ def make_mesh(
     if open_axes:
         sizes[open_axes[0]] = max(len(devices) // fixed, 1)
     if int(np.prod(list(sizes.values()))) != len(devices):
-        raise UserError(
-            f"mesh={sizes} must multiply to the {len(devices)} devices of this run; set one of mesh.data, "
-            "mesh.fsdp, mesh.tensor to -1"
-        )
+        expected = f"multiply to the {len(devices)} devices of this run"
+        fix = "set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
+        raise UserError(f"mesh={sizes} must {expected}", name="mesh", value=sizes, expected=expected, fix=fix)
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """How many pieces a global batch is cut into on this mesh."""
+    """The number of shards of a global batch on this mesh."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def check_batch(global_batch: int, mesh: Mesh, *, pieces: int = 1, name: str = "config.data.batch_size") -> None:
     """Raise UserError unless `pieces` micro-batches of the global batch divide over the mesh."""
     parts = batch_shards(mesh) * pieces
-    check(
-        global_batch % parts == 0, name, global_batch,
-        f"a multiple of {parts} ({batch_shards(mesh)} batch shards x {pieces} micro-batches)",
-        f"set {name} to {max(global_batch // parts, 1) * parts}",
-    )
+    expected = f"a multiple of {parts} ({batch_shards(mesh)} batch shards x {pieces} micro-batches)"
+    fix = f"set {name} to {max(global_batch // parts, 1) * parts}"
+    check(global_batch % parts == 0, name, global_batch, expected, fix)

@@ -1,13 +1,15 @@
-"""Where each array lives: rules by parameter name, and the constraints the model places on itself.
+"""Sharding rules by parameter name, and the sharding constraints inside the model.
 
-Weights are stored cut over 'fsdp' (and 'tensor' where a layer says so) and gathered inside the layer that
-uses them; activations stay cut over the batch. Without these explicit constraints the partitioner may
-shard activations by the weights' axis, and the bytes it moves grow with the number of devices.
+Weights are stored sharded over 'fsdp' (and over 'tensor' in tensor-parallel layers) and gathered inside the layer
+that uses them; activations stay sharded over the batch. Without these explicit constraints the partitioner may
+shard activations along the axis of the weights, and its communication grows with the number of devices.
 """
 
+import functools
 import math
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ig_jax.parallel.mesh import BATCH_AXES
@@ -51,8 +53,11 @@ def tree_shardings(tree, mesh: Mesh):
 
 def with_shardings(shapes, mesh: Mesh):
     """A tree of shapes and dtypes by parameter name, each as ShapeDtypeStruct with the sharding of the rules."""
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-                        shapes, tree_shardings(shapes, mesh))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -65,22 +70,38 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+@functools.lru_cache(maxsize=8)  # asked for at every step
+def local_row_numbers(mesh: Mesh, count: int) -> np.ndarray:
+    """The rows int64 (n,) of a batch of `count` that this process's devices hold, ascending."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[place] for place in places]))
+
+
+def from_local_rows(part: np.ndarray, mesh: Mesh, count: int) -> jax.Array:
+    """A batch (count, ...) on the mesh, of which this process gives the rows of `local_row_numbers`."""
+    numbers = local_row_numbers(mesh, count)
+
+    def shard(place: tuple[slice, ...] | None) -> np.ndarray:
+        assert place is not None
+        rows = range(*place[0].indices(count))
+        return part[np.searchsorted(numbers, rows[0]) :][: len(rows)]
+
+    return jax.make_array_from_callback((count, *part.shape[1:]), batch_sharding(mesh), shard)
+
+
 def on_mesh(mesh: Mesh):
-    """A context in which the constraints below hold; outside of one they do nothing."""
+    """A context in which the constraints below apply; outside of it they do nothing."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def no_mesh():
-    """A context inside of `on_mesh` in which the constraints below do nothing, for one image at a time."""
+    """A context inside `on_mesh` in which the constraints below do nothing, for one image at a time."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
 def platform() -> str:
-    """What the program being traced is for, attached here or not; see `platform_of`.
-
-    That of the mesh it is traced on, and outside of one that of this process.
-    """
+    """Platform of the program being traced: that of the current mesh, else of this process (see `platform_of`)."""
     return platform_of(jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0])
 
 
@@ -91,11 +112,6 @@ def platform_of(device: jax.Device | jax.sharding.AbstractDevice) -> str:
     return "rocm" if device.device_kind.startswith(("AMD", "gfx")) else "cuda"
 
 
-def on_one_cpu() -> bool:
-    """Whether the program being traced is for a single CPU device."""
-    return jax.sharding.get_abstract_mesh().size <= 1 and platform() == "cpu"
-
-
 def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return array
@@ -103,7 +119,7 @@ def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
 
 
 def constrain_batch(array: jax.Array, *, hidden: bool = False) -> jax.Array:
-    """Keep an activation [B, ...] cut over the batch, and its last side over 'tensor' where it is the hidden
+    """Keep an activation (B, ...) cut over the batch, and its last side over 'tensor' where it is the hidden
     units between a pair of tensor-parallel layers.
     """
     return _constrain(array, PartitionSpec(BATCH_AXES, *(None,) * (array.ndim - 2), "tensor" if hidden else None))

@@ -1,175 +1,212 @@
-"""The training run: restore or begin, step, log, preview, save; `train` reads from top to bottom."""
+"""The training run, in numbered stages; `train` reads from top to bottom."""
 
+import contextlib
 import functools
-import importlib.metadata
 import json
-import math
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 
-from ig_jax.config import Experiment, bind
+from ig_jax.base.errors import Diverged
+from ig_jax.base.progress import Progress
+from ig_jax.base.schema import bind
+from ig_jax.base.signals import StopRequest
+from ig_jax.base.versions import versions
+from ig_jax.checkpoints import steps as checkpoints
+from ig_jax.config.experiment import Experiment
 from ig_jax.data import pipeline
-from ig_jax.errors import Diverged, Preempted
-from ig_jax.generation import decode, images
-from ig_jax.generation.generate import draw
-from ig_jax.generation.labels import labels_for
-from ig_jax.models import cost, dit
+from ig_jax.data.sources import Source
+from ig_jax.parallel import processes
 from ig_jax.parallel.mesh import check_batch, make_mesh
-from ig_jax.parallel.sharding import batch_sharding
-from ig_jax.progress import Progress
-from ig_jax.training import checkpoints as ckpt
-from ig_jax.training import workdir as wd
-from ig_jax.training.board import TensorBoard
-from ig_jax.training.memory import Fit
+from ig_jax.parallel.peers import Agreement
+from ig_jax.parallel.sharding import from_local_rows, local_row_numbers
+from ig_jax.training import hooks, resume, workdir
+from ig_jax.training.initialise import starting_weights
 from ig_jax.training.program import TrainProgram
-from ig_jax.training.start import ARITHMETIC, check_same_network, starting_weights
-from ig_jax.training.state import TrainState, born_sharded
+from ig_jax.training.saving import SaveClock
+from ig_jax.training.state import TrainState, born_sharded, restored
+from ig_jax.training.summary import summary
+from ig_jax.training.tensorboard import TensorBoard
+from ig_jax.training.waiting import Waiting
+from ig_jax.training.watchdog import Watchdog
 
-PACKAGES = ("ig_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
+def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hook] = ()) -> TrainState:
+    """Train to config.run.steps in the work directory, resuming whatever is there.
 
-def train(experiment: Experiment, workdir: str) -> TrainState:
-    """Train to config.run.steps in `workdir`, resuming whatever is there.
-
+    more_hooks: called after those of the loop itself: metrics, checkpoint, log, preview.
     Raises: UserError for bad input, Diverged for a loss that is not finite, Preempted after a signal.
     """
-    directory = wd.prepare(workdir)
-    with wd.Lease(directory), wd.StopSignal() as stop:
-        source = experiment.open_split(experiment.data.split)
-        mesh = make_mesh(**vars(experiment.mesh))
-        check_batch(experiment.data.batch_size, mesh, pieces=experiment.optimizer.pieces)
-        program = TrainProgram.of(experiment, mesh, experiment.data.batch_size)
-        saver = ckpt.Checkpoints(directory / "checkpoints", keep=experiment.run.keep_checkpoints)
-        with saver, ThreadPoolExecutor(max_workers=1) as background:
-            lowered = functools.partial(program.lower, experiment, mesh, np.uint8)  # the images of a source
-            compiled = functools.cache(lambda: background.submit(lambda: lowered().compile()))  # begun by the first call
-            fingerprint = pipeline.fingerprint(source, experiment.seed, experiment.data.batch_size)
+    e, path = experiment, workdir.prepare(directory)
+    with contextlib.ExitStack() as stack:
+        processes.first_alone(lambda: stack.enter_context(workdir.Lease(path)) if processes.is_first() else None)
 
-            def before_reading(meta):
-                pipeline.check_fingerprint(meta["data"], fingerprint)
-                check_same_network(experiment, bind(Experiment, meta["config"]), ARITHMETIC, "the checkpoint of this run")
-                if meta["step"] < experiment.run.steps:
-                    compiled()  # while the state is read: for a large network on a pod either takes a minute
+        # 1. Open the data: they say what a batch is.
+        source = processes.first_alone(lambda: e.open_split(e.data.split))
+        e = e.of_data(source.spec)
+        fingerprint = pipeline.fingerprint(source, e.seed, e.data.batch_size)
 
-            restored = ckpt.restore_state(saver, program.layout, before_reading)
-            state = restored[0] if restored else born_sharded(
-                program.new, program.layout, starting_weights(experiment, mesh))
-            run = Run(experiment, directory, mesh, source, saver, stop, {
-                "config": experiment.as_dict(), "data": fingerprint, "labels": list(source.class_names),
-                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-                "devices": jax.device_count(),
-            })
-            if int(state.step) >= experiment.run.steps:
-                print(f"nothing to do: {directory} already holds step {int(state.step)}")
-                return state
-            run.describe(int(state.step), program.fit)
-            return run.steps(compiled().result(), state)
+        # 2. Lay the state and the step out on the mesh; nothing is allocated.
+        mesh = make_mesh(**vars(e.mesh))
+        check_batch(e.data.batch_size, mesh, pieces=e.optimizer.pieces)
+        program = TrainProgram.of(e, mesh, source.spec, e.data.batch_size)
+
+        # 3. Restore the newest checkpoint, or initialise; compile meanwhile. For a large network either takes a minute.
+        saver = stack.enter_context(checkpoints.Checkpoints(path / "checkpoints", keep=e.run.keep_checkpoints))
+        compilation = stack.enter_context(Compilation(program.lower))
+        changed: dict[int, list[str]] = {}
+        before_reading = functools.partial(_check_resumable, e, fingerprint, compilation, changed)
+        state = restored(saver, program.layout, before_reading)
+        if state is None:
+            weights = starting_weights(e, mesh)
+            compilation.begin()
+            state = born_sharded(program.new, program.layout, weights)
+        start = int(state.step)
+        if start >= e.run.steps:
+            print(f"nothing to do: {path} already holds step {start}")
+            return state
+
+        # 4. Describe the run, on the terminal and in config.json.
+        if processes.is_first():
+            (path / "config.json").write_text(json.dumps(e.as_dict(), indent=2) + "\n")
+            print(summary(e, path, mesh, source, start, program.fit), flush=True)
+            for line in changed.get(start, []):
+                print(f"changed     {line}", flush=True)
+
+        # 5. Step to the end, or to a stop; after too many bad steps once more, from the last checkpoint.
+        run = Run(e, path, mesh, source, saver, compilation.result(), fingerprint, stack)
+        with processes.sharing_fate():
+            try:
+                state = run.steps(state, more_hooks)
+            except Diverged as error:
+                saver.wait()
+                state = restored(saver, program.layout)
+                if state is None:
+                    raise
+                if processes.is_first():
+                    print(f"ig_jax: warning: {error}; going back to step {int(state.step)}, once", file=sys.stderr)
+                state = run.steps(state, more_hooks)
+
+            # 6. Wait until everything is on disk.
+            saver.wait()
+        return state
 
 
 class Run:
-    """One process's part of a run: the loop over steps and everything written beside it."""
+    """A prepared run, and what goes with its steps; closed by the stack it is given."""
 
-    def __init__(self, experiment, directory: Path, mesh, source, saver, stop, meta: dict):
-        self.experiment, self.directory, self.mesh = experiment, directory, mesh
-        self.source, self.saver, self.stop, self.meta = source, saver, stop, meta
+    def __init__(
+        self,
+        experiment: Experiment,
+        path: Path,
+        mesh: Mesh,
+        source: Source,
+        saver: checkpoints.Checkpoints,
+        train_step: jax.stages.Compiled,
+        fingerprint: dict,
+        stack: contextlib.ExitStack,
+    ):
+        self.experiment, self.path, self.mesh, self.source = experiment, path, mesh, source
+        self.saver, self.train_step = saver, train_step
+        self.meta = {
+            "config": experiment.as_dict(),
+            "data": fingerprint,
+            "labels": list(source.spec.class_names),
+            "versions": versions(),
+            "devices": jax.device_count(),
+        }
+        self.waiting, self.clock = Waiting(), SaveClock(experiment.run.checkpoint_minutes)
+        self.progress = stack.enter_context(Progress(experiment.run.steps, "steps"))
+        self.tensorboard = stack.enter_context(TensorBoard(path))
+        self.agreement, self.stop = stack.enter_context(Agreement()), stack.enter_context(StopRequest())
+        self.watchdog = stack.enter_context(Watchdog(experiment.run.step_deadline))
 
-    def describe(self, start: int, fit: Fit) -> None:
-        """Write config.json and say what is about to happen."""
-        e = self.experiment
-        (self.directory / "config.json").write_text(json.dumps(e.as_dict(), indent=2) + "\n")
-        flops = cost.train_step_flops(e.model, e.data.batch_size, ema_forward=e.loss.ema_forward)
-        print(f"run         {e.name} in {self.directory}")
-        print(f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}, "
-              f"{jax.process_count()} process(es), mesh {dict(self.mesh.shape)}")
-        print(f"data        {self.source.identity}, {len(self.source):,} images, "
-              f"{e.data.batch_size} a step ({e.run.steps * e.data.batch_size / len(self.source):.1f} epochs)")
-        print(parameter_table(e.model))
-        shapes = dit.shapes(e.model).items()
-        trained = sum(math.prod(leaf.shape) for name, leaf in shapes if e.optimizer.trains(name))
-        print(f"parameters  {trained:,} trained; the intermediate head adds "
-              f"{cost.head_parameter_share(e.model):.3%}")
-        print(f"compute     {flops / 1e9:,.2f} GFLOP a step, {e.model.dtype} products; head "
-              f"{len(e.model.inter_depth) * cost.head_macs(e.model) / cost.forward_macs(e.model):.3%} of a forward")
-        print(f"memory      remat {fit.remat}, a batch in {fit.accumulate} part(s)")
-        print(f"steps       {start} -> {e.run.steps}, checkpoint every {e.run.checkpoint_every}", flush=True)
-
-    def steps(self, train_step, state: TrainState) -> TrainState:
-        """Step until the end or a signal; the state given is donated."""
+    def own_hooks(self, state: TrainState) -> list[hooks.Hook]:
+        """Those of every run: bad steps, metrics, checkpoint, log, preview."""
         e, start = self.experiment, int(state.step)
-        written = wd.MetricsFile(self.directory, start)
-        feed = pipeline.batches(
-            self.source, seed=e.seed, global_batch=e.data.batch_size, start_step=start,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )
-        with feed, Progress(e.run.steps, "steps", start=start) as progress, TensorBoard(self.directory) as board:
-            for done, batch in enumerate(feed, start + 1):
-                state, metrics = train_step(state, self._on_devices(batch))
-                progress.advance()
-                last = done == e.run.steps
-                stopping = self.stop.name  # read once: a signal during what follows is for the next step
-                logs = last or self._due(done, e.run.log_every)
-                saves = last or bool(stopping) or self._due(done, e.run.checkpoint_every)
-                if logs or saves:
-                    values = self._finite(done, wd.as_floats(metrics))
-                if logs:
-                    written.write(done, values)  # before it is saved: a step that is resumed from has its line
-                if saves:
-                    self.saver.save(state, self.meta)
-                if logs:
-                    board.scalars(done, {**values, "steps_per_second": progress.rate()})
-                    progress.show(self._line(values, progress.rate()))
-                if stopping and not last:
-                    self.saver.wait()
-                    raise Preempted(f"{stopping} at step {done}; saved, the same command goes on from there")
-                if e.run.preview_images and (last or self._due(done, e.run.preview_every)):
-                    board.image(done, self._preview(state, done))
-                if last:
+        trained = [name for name in state.params if e.optimizer.trains(name)]
+        return [
+            hooks.watch(e.run.log_every, e.run.skip_limit, trained),
+            hooks.write_metrics(e.run.log_every, self.path, start),
+            hooks.save(e.run.checkpoint_every, self.saver, self.meta, self.clock),
+            hooks.log(e.run.log_every, self.tensorboard, e.data.batch_size, self.waiting, self.clock),
+            hooks.preview(e, self.mesh, self.path, self.tensorboard),
+        ]
+
+    def steps(self, state: TrainState, more_hooks: Sequence[hooks.Hook]) -> TrainState:
+        """The state after the last step.  Raises: Diverged after too many bad steps, Preempted after a signal."""
+        size, last, start = self.experiment.data.batch_size, self.experiment.run.steps, int(state.step)
+        actions = [*self.own_hooks(state), *more_hooks]
+        self.progress.restart(start)
+        with _batches(self.experiment, self.source, start, self.mesh) as feed:
+            for step, batch in enumerate(self.watchdog.timed(self.waiting.batches(feed), start), start + 1):
+                placed = {name: from_local_rows(part, self.mesh, size) for name, part in batch.items()}
+                state, metrics = self.train_step(state, placed)
+                self.waiting.step(metrics)
+                self.progress.advance()
+                asked = self._asked(step)
+                saving, stopping = asked == hooks.SAVE, asked.replace(hooks.SAVE, "")
+                moment = hooks.Moment(step, state, metrics, step == last, stopping, self.progress, saving)
+                for hook in actions:
+                    self.watchdog.expect(f"{hook.name} after step {step}", hook.patience)
+                    hook(moment)
+                if moment.last:
                     break
-        self.saver.wait()
         return state
 
-    @staticmethod
-    def _due(step: int, every: int) -> bool:
-        return every > 0 and step % every == 0
-
-    def _on_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        sharding = batch_sharding(self.mesh)
-        return {name: jax.make_array_from_process_local_data(sharding, part) for name, part in batch.items()}
-
-    def _finite(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise Diverged(f"{bad[0]}={values[bad[0]]} at step {step}, within the {self.experiment.run.log_every} "
-                           "steps before it; nothing was saved since, lower optimizer.learning_rate and give the command again")
-        return values
-
-    def _line(self, values: dict[str, float], rate: float) -> str:
-        losses = "  ".join(f"{name.removeprefix('loss/')} {v:.4f}" for name, v in values.items() if "loss/" in name)
-        return f"{losses}  {rate:.2f} steps/s  {rate * self.experiment.data.batch_size:,.0f} images/s"
-
-    def _preview(self, state: TrainState, step: int) -> np.ndarray:
-        """A grid drawn with the config's recipe from the first EMA, also written as a picture."""
-        e = self.experiment
-        indices = np.arange(e.run.preview_images)
-        batches = draw(
-            state.ema[e.ema.names[0]], e.sample, model=e.model, process=e.process, mesh=self.mesh, seed=e.seed,
-            indices=indices, labels=labels_for(indices, "balanced", e.model.num_classes, e.seed), batch_size=len(indices),
-        )
-        to_uint8 = decode.make_decoder(self.mesh, e.latents, None)  # a preview is of pixels
-        drawn = np.concatenate([np.asarray(to_uint8(batch.latents)) for batch in batches])[: len(indices)]
-        picture = images.grid(drawn, columns=e.model.num_classes)
-        (self.directory / "previews").mkdir(exist_ok=True)
-        images.write_png(self.directory / "previews" / f"step_{step:07d}.png", picture)
-        return picture
+    def _asked(self, step: int) -> str:
+        """What all processes do after this step: the name of a signal, hooks.SAVE, or "" for nothing."""
+        if self.stop.name:
+            self.agreement.ask(self.stop.name)
+        elif processes.is_first() and self.clock.is_due():
+            self.agreement.ask(hooks.SAVE)
+        return self.agreement.after(step)
 
 
-def parameter_table(model) -> str:
-    """Parameters by part of the network."""
-    groups: dict[str, int] = {}
-    for name, leaf in dit.shapes(model).items():
-        group = name.split(".")[0]
-        groups[group] = groups.get(group, 0) + math.prod(leaf.shape)
-    return "\n".join(f"  {name:<14}{count:>14,}" for name, count in groups.items())
+class Compilation:
+    """A program compiled in the background; leaving the context waits for it."""
+
+    def __init__(self, lower: Callable[[], jax.stages.Lowered]):
+        self._lower = lower
+        self._future: Future | None = None
+
+    def __enter__(self) -> "Compilation":
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._thread.shutdown()
+
+    def begin(self) -> None:
+        """Start compiling, once."""
+        self._future = self._future or self._thread.submit(lambda: self._lower().compile())
+
+    def result(self) -> jax.stages.Compiled:
+        """The executable, waited for."""
+        self.begin()
+        assert self._future is not None
+        return self._future.result()
+
+
+def _check_resumable(
+    e: Experiment, fingerprint: dict, compilation: Compilation, changed: dict[int, list[str]], meta: dict
+) -> None:
+    """Refuse the checkpoint of other data or another network; compile while it is read if there are steps left.
+
+    changed: gets the lines of what has changed, by the step of the checkpoint.
+    """
+    pipeline.check_fingerprint(meta["data"], fingerprint)
+    changed[meta["step"]] = resume.changes(bind(Experiment, meta["config"]), e, meta["step"])
+    if meta["step"] < e.run.steps:
+        compilation.begin()
+
+
+def _batches(e: Experiment, source: Source, start: int, mesh: Mesh) -> pipeline.Batches:
+    """This process's rows of the batches from step `start` on."""
+    size = e.data.batch_size
+    rows = local_row_numbers(mesh, size)
+    return pipeline.batches(source, seed=e.seed, global_batch=size, start_step=start, rows=rows)

@@ -1,36 +1,36 @@
-"""From an experiment to the state and the step that train it on a mesh: one way for runs, preflight and benchmark."""
+"""The train state and step of an experiment on a mesh, shared by training, preflight and benchmark."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ig_jax.config.experiment import Experiment
+from ig_jax.data.spec import BatchSpec
+from ig_jax.diffusion.loss import Objective
+from ig_jax.optim.optimizer import make_optimizer
 from ig_jax.parallel.sharding import batch_sharding
 from ig_jax.training import memory
-from ig_jax.training.optimizer import make_optimizer
 from ig_jax.training.state import TrainState, new_state, state_layout
-from ig_jax.training.step import make_train_step
-
-if TYPE_CHECKING:  # an experiment reads data, which a machine with nothing but JAX cannot
-    from ig_jax.config import Experiment
+from ig_jax.training.step import TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
-    """What is compiled for a run, nothing allocated yet."""
+    """What is compiled for a run; nothing is allocated."""
 
-    fit: memory.Fit  # what a config leaves open to the machine
+    fit: memory.Fit  # remat and micro-batches, chosen where the config leaves them open
     layout: Any  # a TrainState of ShapeDtypeStruct, each with its sharding
-    new: Callable[..., TrainState]  # given weights by name -> the state at step 0
-    step: Callable[..., tuple[TrainState, dict]]  # jitted (state, batch) -> (state, metrics); donates the state
+    batch: dict[str, jax.ShapeDtypeStruct]  # a global batch, each array with its sharding
+    new: Callable[..., TrainState]  # weights by name -> the state at step 0
+    step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); donates the state
 
     @classmethod
-    def of(cls, experiment: "Experiment", mesh: Mesh, batch: int) -> "TrainProgram":
-        """The program of an experiment on a mesh, for `batch` images a step.
+    def of(cls, experiment: Experiment, mesh: Mesh, spec: BatchSpec, batch: int) -> "TrainProgram":
+        """The program of an experiment on a mesh, for `batch` examples per step as `spec` describes them.
 
         Raises: UserError when the loss or the process does not fit the model.
         """
@@ -39,18 +39,20 @@ class TrainProgram:
         new = functools.partial(new_state, e.model, e.optimizer, transformation, e.ema.names, e.seed)
         layout = state_layout(lambda: new({}), mesh)
         fit = memory.fitted(e.model, e.optimizer.accumulate, layout, mesh, batch)
-        model = dataclasses.replace(e.model, remat=fit.remat)
         optimizer = dataclasses.replace(e.optimizer, accumulate=fit.accumulate)
-        step = make_train_step(
-            layout, mesh, model=model, process=e.process, loss=e.loss, optimizer=optimizer,
-            transformation=transformation, ema=e.ema, total_steps=e.run.steps, seed=e.seed,
+        objective = Objective(dataclasses.replace(e.model, remat=fit.remat), e.process, e.loss)
+        step = TrainStep(
+            spec=spec,
+            objective=objective,
+            optimizer=optimizer,
+            transformation=transformation,
+            ema=e.ema,
+            total_steps=e.run.steps,
+            seed=e.seed,
+            leap=e.run.skip_leaps,
         )
-        return cls(fit, layout, new, step)
+        return cls(fit, layout, spec.abstract(batch, batch_sharding(mesh)), new, step.jitted(layout, mesh))
 
-    def lower(self, experiment: "Experiment", mesh: Mesh, images: jnp.dtype) -> jax.stages.Lowered:
-        """The step for the experiment's batches of `images` (uint8, or float32 for latents) and int32 labels."""
-        model, rows = experiment.model, batch_sharding(mesh)
-        shape = (experiment.data.batch_size, model.input_size, model.input_size, model.channels)
-        batch = {"image": jax.ShapeDtypeStruct(shape, images, sharding=rows),
-                 "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)}
-        return self.step.lower(self.layout, batch)
+    def lower(self) -> jax.stages.Lowered:
+        """The step, ready to be compiled."""
+        return self.step.lower(self.layout, self.batch)

@@ -1,49 +1,63 @@
-"""The work directory: one live run at a time, signals that ask it to stop, and the record of its metrics."""
+"""The work directory of a run: its lease, and metrics.jsonl."""
 
-import fcntl
+import io
 import json
 import math
 import os
-import signal
 import socket
+import sys
 import time
 from pathlib import Path
+from typing import IO
 
-import jax
-
-from ig_jax.errors import UserError
+from ig_jax.base.buckets import is_remote
+from ig_jax.base.errors import UserError
+from ig_jax.base.files import atomic_file, lock, run_path
 
 
 def prepare(workdir: str) -> Path:
-    """The directory, made and proved writable.  Raises: UserError naming it."""
-    path = Path(workdir).expanduser().absolute()
+    """The directory, created and checked to be writable.  Raises: UserError naming it."""
+    path = run_path(workdir, "workdir")
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-probe-{os.getpid()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"workdir={workdir!r} must be a writable directory ({error.strerror}); "
-                        "choose another --workdir") from error
+        raise UserError(
+            name="workdir",
+            value=workdir,
+            expected=f"a writable directory ({error.strerror})",
+            fix="choose another --workdir",
+        ) from error
     return path
 
 
 class Lease:
-    """Held by the one process that may write a work directory; the system drops it when that process dies."""
+    """A lock held by the one process that may write to a work directory; the system frees it when that process dies."""
 
     def __init__(self, workdir: Path):
         self._path = workdir / ".lease"
 
     def __enter__(self) -> "Lease":
+        if is_remote(self._path):
+            warning = f"{self._path.parent} cannot be locked, as no bucket can; use it from one run at a time"
+            print(f"ig_jax: warning: {warning}", file=sys.stderr, flush=True)
+            self._file: IO = io.StringIO()
+            return self
         self._file = open(self._path, "a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock(self._file, self._path.parent):
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise UserError(f"workdir={str(self._path.parent)!r} is in use by {holder}; wait for it, stop it, "
-                            "or choose another --workdir") from error
+            workdir = str(self._path.parent)
+            raise UserError(
+                f"workdir={workdir!r} is in use by {holder}",
+                name="workdir",
+                value=workdir,
+                expected="used by no other process",
+                fix="wait for it, stop it, or choose another --workdir",
+            )
         self._file.truncate(0)
         self._file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
         self._file.flush()
@@ -53,54 +67,38 @@ class Lease:
         self._file.close()
 
 
-class StopSignal:
-    """SIGTERM and SIGINT ask the loop to save and leave; asking twice changes nothing."""
-
-    def __init__(self):
-        self.name = ""
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, frame) -> None:
-        self.name = signal.Signals(number).name
-
-
 class MetricsFile:
-    """metrics.jsonl: one line for each logged step, each step once, however often the run was cut off."""
+    """metrics.jsonl: one line per logged step, each step once, however often the run was interrupted."""
 
     def __init__(self, workdir: Path, resumed_at: int):
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in self._lines() if self._step(line) <= resumed_at]
-        fresh = self._path.with_suffix(".tmp")
-        fresh.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(fresh, self._path)
+        self._text = "".join(f"{line}\n" for line in kept)
+        self._replace()
+
+    def _replace(self) -> None:
+        with atomic_file(self._path) as file:
+            file.write(self._text.encode())
 
     def _lines(self) -> list[str]:
         """Whole lines; a process killed while writing leaves at most one torn line, the last."""
         if not self._path.exists():
             return []
-        return self._path.read_text(errors="replace").split("\n")[:-1]
+        return self._path.read_bytes().decode(errors="replace").split("\n")[:-1]
 
     @staticmethod
     def _step(line: str) -> float:
-        """Infinity for a line that is none, as a machine that lost its power may leave."""
+        """The step of a line; infinity where it is not valid JSON, as a power failure may leave it."""
         try:
             return json.loads(line)["step"]
         except (ValueError, TypeError, LookupError):
             return math.inf
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one line; float32 values are written so that they read back to the same bits."""
+        """Append one line; float32 values read back bitwise identical."""
+        line = json.dumps({"step": step, **metrics}) + "\n"
+        if is_remote(self._path):  # whose objects cannot be appended to
+            self._text += line
+            return self._replace()
         with open(self._path, "a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-
-def as_floats(metrics: dict[str, jax.Array]) -> dict[str, float]:
-    """Scalars on the host."""
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+            file.write(line)

@@ -1,9 +1,10 @@
-"""The Frechet distance against closed forms, and its statistics against numpy in one piece."""
+"""The Frechet distance against closed forms, and its statistics against numpy over all features at once."""
 
+import metric_cases
 import numpy as np
 import pytest
+from refusal import refused
 
-from ig_jax.errors import UserError
 from ig_jax.evaluation.frechet import GaussianStats, frechet_distance
 
 
@@ -81,7 +82,8 @@ def test_common_rotation_and_exchange_change_nothing():
     plain = frechet_distance(mu, a, np.zeros(30), b)
     assert plain > 1
     assert frechet_distance(turn @ mu, turn @ a @ turn.T, np.zeros(30), turn @ b @ turn.T) == pytest.approx(
-        plain, rel=1e-12)
+        plain, rel=1e-12
+    )
     assert frechet_distance(np.zeros(30), b, mu, a) == pytest.approx(plain, rel=1e-12)
 
 
@@ -91,13 +93,13 @@ def test_streaming_equals_one_shot_in_any_order():
     exact = features.astype(np.float64)
     streamed = GaussianStats.empty(16)
     for start in range(0, 1003, 100):
-        streamed = streamed.add(features[start:start + 100])
+        streamed = streamed.add(features[start : start + 100])
     shuffled = GaussianStats.empty(16)
     for part in np.array_split(np.random.default_rng(10).permutation(features), 7):
         shuffled = shuffled.add(part)
     merged = GaussianStats.empty(16).add(features[:1]).merge(GaussianStats.empty(16).add(features[1:]))
     for stats in (streamed, shuffled, merged):
-        assert stats.count == 1003 and stats.outer.dtype == np.float64
+        assert stats.count == 1003 and stats.scatter.dtype == np.float64
         np.testing.assert_allclose(stats.mean, exact.mean(0), rtol=1e-13)
         np.testing.assert_allclose(stats.cov, np.cov(exact, rowvar=False), atol=1e-9)
         assert frechet_distance(stats.mean, stats.cov, exact.mean(0), np.cov(exact, rowvar=False)) < 1e-8
@@ -106,20 +108,40 @@ def test_streaming_equals_one_shot_in_any_order():
 def test_adding_leaves_the_old_statistics_alone():
     empty = GaussianStats.empty(2)
     empty.add(np.ones((3, 2)))
-    assert empty.count == 0 and not empty.total.any() and not empty.outer.any()
+    assert empty.count == 0 and not empty.center.any() and not empty.scatter.any()
+
+
+@pytest.mark.parametrize("name", metric_cases.CASES["frechet"])
+def test_the_cases_of_the_published_evaluators(name):
+    case = metric_cases.CASES["frechet"][name]
+    x, y = (metric_cases.features(*case[key]) for key in "xy")
+    whole, parts = GaussianStats.empty(x.shape[1]).add(x), GaussianStats.empty(x.shape[1])
+    for part in np.array_split(y[::-1], 3):
+        parts = parts.add(part)
+    found = frechet_distance(whole.mean, whole.cov, parts.mean, parts.cov)
+    assert found == pytest.approx(case["exact"], rel=1e-11, abs=1e-11)
+
+
+def test_what_is_no_covariance_is_refused():
+    bad, good = np.eye(3), (np.zeros(3), np.eye(3))
+    bad[0, 1] = 0.1
+    with refused("cov1", expected="symmetric"):
+        frechet_distance(np.zeros(3), bad, *good)
+    with refused("cov1", "with a negative eigenvalue"):
+        frechet_distance(np.zeros(3), np.diag([1.0, 2.0, -1.0]), *good)
 
 
 def test_what_cannot_be_measured_is_refused():
     empty = GaussianStats.empty(2)
-    with pytest.raises(UserError, match="count=0"):
+    with refused("count", 0):
         _ = empty.mean
-    with pytest.raises(UserError, match="count=1"):
+    with refused("count", 1):
         _ = empty.add(np.ones((1, 2))).cov
-    with pytest.raises(UserError, match="finite"):
+    with refused("features", expected="finite"):
         empty.add(np.array([[1.0, np.nan]]))
-    with pytest.raises(UserError, match="features.shape"):
+    with refused("features.shape", (3, 4)):
         empty.add(np.ones((3, 4)))
-    with pytest.raises(UserError, match="cov2.shape"):
+    with refused("cov2.shape", (3, 3)):
         frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.eye(3))
-    with pytest.raises(UserError, match="finite"):
+    with refused("mean or covariance", expected="finite"):
         frechet_distance(np.zeros(2), np.eye(2), np.array([0, np.inf]), np.eye(2))

@@ -1,4 +1,4 @@
-"""Compiled text as numbers: against programs whose work and exchanges are known by hand."""
+"""Costs and collectives read from compiled text, for programs in which they are known by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ig_jax.forecast import hlo
-from ig_jax.forecast.collectives import collectives, moved
-from ig_jax.forecast.work import work
+from ig_jax.forecast.collectives import Collective, collectives, moved
+from ig_jax.forecast.roofline import Cost, costs, estimate
+from ig_jax.parallel.hardware import Chip
 from ig_jax.parallel.mesh import make_mesh
 
 
@@ -24,21 +25,22 @@ def array(mesh, shape, *spec):
 def test_products_are_counted_with_the_trips_of_their_loops():
     x, weights = jnp.ones((8, 32)), jnp.ones((5, 32, 32))
     looped = compiled(lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0], x, weights)
-    assert sum(part.flops for part in work(looped, tokens=1)) == 5 * 2 * 8 * 32 * 32
+    assert sum(part.flops for part in costs(looped, tokens=1)) == 5 * 2 * 8 * 32 * 32
 
 
 def test_batched_products_count_every_element():
     a, b = jnp.ones((3, 4, 8, 16)), jnp.ones((3, 4, 16, 8))
-    assert sum(part.flops for part in work(compiled(jnp.matmul, a, b), tokens=1)) == 2 * 3 * 4 * 8 * 16 * 8
+    assert sum(part.flops for part in costs(compiled(jnp.matmul, a, b), tokens=1)) == 2 * 3 * 4 * 8 * 16 * 8
 
 
 def test_traffic_of_an_elementwise_pass_is_what_it_reads_and_writes():
     x = jnp.ones((256, 1024))
-    assert sum(part.traffic for part in work(compiled(lambda x: jnp.tanh(x) * 2, x), tokens=1)) == 2 * x.nbytes
+    assert sum(part.traffic for part in costs(compiled(lambda x: jnp.tanh(x) * 2, x), tokens=1)) == 2 * x.nbytes
 
 
-@pytest.mark.parametrize("axes,over", [({"data": 8}, "data"), ({"data": 1, "fsdp": 8}, "fsdp"),
-                                       ({"data": 4, "fsdp": 2}, "data+fsdp")])
+@pytest.mark.parametrize(
+    "axes,over", [({"data": 8}, "data"), ({"data": 1, "fsdp": 8}, "fsdp"), ({"data": 4, "fsdp": 2}, "data+fsdp")]
+)
 def test_a_sum_over_the_batch_is_one_all_reduce_over_its_axes(axes, over):
     mesh = make_mesh(**axes)
     program = compiled(lambda x: jnp.sum(x, axis=0), array(mesh, (64, 100), ("data", "fsdp"), None))
@@ -71,8 +73,10 @@ GROUPS = {  # the forms that XLA writes, all of the fsdp axis of a mesh of data 
 @pytest.mark.parametrize("attributes", GROUPS)
 def test_every_form_of_groups_is_read(attributes):
     kind = "collective-permute" if "pairs" in attributes else "all-reduce"
-    text = (f"ENTRY %main (p: f32[10]) -> f32[10] {{\n  %p = f32[10]{{0}} parameter(0)\n"
-            f"  ROOT %r = f32[10]{{0}} {kind}(%p), channel_id=1, {attributes}\n}}\n")
+    text = (
+        f"ENTRY %main (p: f32[10]) -> f32[10] {{\n  %p = f32[10]{{0}} parameter(0)\n"
+        f"  ROOT %r = f32[10]{{0}} {kind}(%p), channel_id=1, {attributes}\n}}\n"
+    )
     assert moved(collectives(hlo.parse(text), make_mesh(data=2, fsdp=4))) == {kind: {GROUPS[attributes]: 40}}
 
 
@@ -112,21 +116,25 @@ def test_trips_without_a_note_come_from_limit_and_step():
 
 # As a TPU writes products: a batch of three as a window that steps over it, and a padded, reversed window.
 CONVOLUTIONS = {
-    "f32[3,8,8]{2,1,0} convolution(%a, %b), window={size=3 stride=2 lhs_dilate=3}, dim_labels=0bf_0io->0bf":
-        ((3, 8, 16), (3, 16, 8), 2 * 3 * 8 * 16 * 8),
+    "f32[3,8,8]{2,1,0} convolution(%a, %b), window={size=3 stride=2 lhs_dilate=3}, dim_labels=0bf_0io->0bf": (
+        (3, 8, 16),
+        (3, 16, 8),
+        2 * 3 * 8 * 16 * 8,
+    ),
     "f32[32,2,48,1]{3,2,1,0} convolution(%a, %b), window={size=2x4 pad=1_1x0_0 rhs_reversal=1x0}, "
-    "dim_labels=1fb0_1i0o->b0f1":
-        ((4, 64, 32, 1), (4, 64, 2, 48), 2 * 32 * 2 * 48 * 64 * 4),
+    "dim_labels=1fb0_1i0o->b0f1": ((4, 64, 32, 1), (4, 64, 2, 48), 2 * 32 * 2 * 48 * 64 * 4),
 }
 
 
 @pytest.mark.parametrize("line", CONVOLUTIONS)
 def test_a_tpus_convolutions_count_what_is_multiplied(line):
     left, right, flops = CONVOLUTIONS[line]
-    shown = lambda shape: f"f32[{','.join(map(str, shape))}]"  # noqa: E731
-    text = (f"ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{\n  %a = {shown(left)} parameter(0)\n"
-            f"  %b = {shown(right)} parameter(1)\n  ROOT %r = {line}\n}}\n")
-    assert sum(part.flops for part in work(hlo.parse(text), tokens=1)) == flops
+    shown = lambda shape: f"f32[{','.join(map(str, shape))}]"
+    text = (
+        f"ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{\n  %a = {shown(left)} parameter(0)\n"
+        f"  %b = {shown(right)} parameter(1)\n  ROOT %r = {line}\n}}\n"
+    )
+    assert sum(part.flops for part in costs(hlo.parse(text), tokens=1)) == flops
 
 
 def test_a_loop_that_its_data_end_counts_once():
@@ -141,5 +149,15 @@ def test_a_loop_that_its_data_end_counts_once():
 def test_arrays_of_a_value_are_read_with_layouts_and_memory_spaces():
     arrays = hlo.arrays_of("(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, f32[]{:T(128)}, pred[7]{0}, token[])")
     assert [a.bytes for a in arrays] == [12, 4, 7, 0]
-    assert [a.on_chip for a in arrays] == [True, False, False, False]
+    assert ["S(1)" in a.layout for a in arrays] == [True, False, False, False]
     assert np.prod(arrays[0].shape) == 6
+
+
+def test_an_estimate_takes_the_longer_of_products_and_memory_and_adds_what_is_exchanged():
+    chip = Chip("toy", (), memory=1, bandwidth=1e9, bfloat16=4e12, float32=1e12, link=1e8)
+    parts = [Cost(8e12, 9e8, "bf16"), Cost(1e12, 9e9, "f32"), Cost(0, 9e8, "")]
+    exchange = Collective("all-reduce", "data", members=4, bytes=8 * 10**6, times=2)  # sends 2 x 2 x 3/4 x 8 MB
+    found = estimate(parts, [exchange], chip)
+    assert (found.products, found.memory) == pytest.approx((8 / 4 / 0.8, 10 + 1))
+    assert found.exchange == pytest.approx(24e6 / (0.8 * 1e8)) and found.floor == pytest.approx(3)
+    assert found.seconds == pytest.approx(2.5 + 11 + 0.3)

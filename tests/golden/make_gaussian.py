@@ -103,20 +103,35 @@ def main():
     bounds = [bound(*row) for row in zip(t, x, eps, predicted, output)]
     nudge = np.zeros(shape[1:])
     nudge[1, 2, 1] = delta
-    slopes = [(bound(n, a, b, c, d + nudge) - bound(n, a, b, c, d - nudge)) / (2 * delta)
-              for n, a, b, c, d in zip(t, x, eps, predicted, output)]
+    slopes = [
+        (bound(n, a, b, c, d + nudge) - bound(n, a, b, c, d - nudge)) / (2 * delta)
+        for n, a, b, c, d in zip(t, x, eps, predicted, output)
+    ]
     steps = np.array([round(999 * i / 9) for i in range(10)])
     start, noise = rng.standard_normal((2, 3, 3, 2)), rng.standard_normal((10, 2, 3, 3, 2))
-    x_t = np.stack([math.sqrt(alpha_bar(full, n)) * a + math.sqrt(1 - alpha_bar(full, n)) * b
-                    for n, a, b in zip(t, x, eps)])
+    x_t = np.stack(
+        [math.sqrt(alpha_bar(full, n)) * a + math.sqrt(1 - alpha_bar(full, n)) * b for n, a, b in zip(t, x, eps)]
+    )
     np.savez_compressed(
         Path(__file__).with_name("gaussian.npz"),
-        t=t, x=x, eps=eps, predicted=predicted, output=output, x_t=x_t, bound=bounds, bound_slope=slopes,
+        t=t,
+        x=x,
+        eps=eps,
+        predicted=predicted,
+        output=output,
+        x_t=x_t,
+        bound=bounds,
+        bound_slope=slopes,
         posterior_mean=np.stack([posterior(full, n, a, b)[0] for n, a, b in zip(t, x, x_t)]),
         posterior_variance=[posterior(full, n, 0.0, 0.0)[1] for n in t],
-        steps=steps, spaced_betas=[beta(steps, n) for n in range(10)], start=start, noise=noise,
-        ddpm=ddpm(steps, start, noise, clip=False), ddpm_clip=ddpm(steps, start, noise, clip=True),
-        ddim=ddim(steps, start, noise, 0.0, clip=False), ddim_eta=ddim(steps, start, noise, 0.5, clip=False),
+        steps=steps,
+        spaced_betas=[beta(steps, n) for n in range(10)],
+        start=start,
+        noise=noise,
+        ddpm=ddpm(steps, start, noise, clip=False),
+        ddpm_clip=ddpm(steps, start, noise, clip=True),
+        ddim=ddim(steps, start, noise, 0.0, clip=False),
+        ddim_eta=ddim(steps, start, noise, 0.5, clip=False),
         ddim_clip=ddim(steps, start, noise, 0.0, clip=True),
     )
 

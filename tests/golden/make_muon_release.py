@@ -1,6 +1,6 @@
 """Writes muon_release.npz: the release's Muon in torch, from its description, for one and three steps.
 
-  python make_muon_release.py      needs torch 2.13.0 (CPU); tensors in the published layout
+python make_muon_release.py      needs torch 2.13.0 (CPU); tensors in the published layout
 """
 
 from pathlib import Path
@@ -9,10 +9,15 @@ import numpy as np
 import torch
 
 SHAPES = {
-    "x_embedder.proj.weight": (8, 4, 2, 2), "pos_embed": (1, 4, 8),
-    "y_embedder.embedding_table.weight": (11, 8), "t_embedder.mlp.2.weight": (8, 8),
-    "blocks.0.attn.qkv.weight": (24, 8), "blocks.0.attn.qkv.bias": (24,), "blocks.0.mlp.fc2.weight": (8, 32),
-    "final_layer.linear.weight": (16, 8), "final_layer.linear.bias": (16,),
+    "x_embedder.proj.weight": (8, 4, 2, 2),
+    "pos_embed": (1, 4, 8),
+    "y_embedder.embedding_table.weight": (11, 8),
+    "t_embedder.mlp.2.weight": (8, 8),
+    "blocks.0.attn.qkv.weight": (24, 8),
+    "blocks.0.attn.qkv.bias": (24,),
+    "blocks.0.mlp.fc2.weight": (8, 32),
+    "final_layer.linear.weight": (16, 8),
+    "final_layer.linear.bias": (16,),
 }
 RATE, DECAY, B1, B2, MOMENTUM = 2e-3, 0.01, 0.9, 0.95, 0.95
 
@@ -45,7 +50,7 @@ def adam(p, gradient, m, v, t):
 
 def main():
     rng = np.random.default_rng(0)
-    draw = lambda shape, scale: (scale * rng.standard_normal(shape)).astype(np.float16)  # noqa: E731
+    draw = lambda shape, scale: (scale * rng.standard_normal(shape)).astype(np.float16)
     start = {name: draw(shape, 1.0) for name, shape in SHAPES.items()}
     # The fixed positions get no gradient, which the release replaces by zeros.
     gradients = [{name: draw(s, 0.1) for name, s in SHAPES.items() if name != "pos_embed"} for _ in range(3)]

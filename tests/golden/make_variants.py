@@ -22,10 +22,12 @@ def main() -> None:
     arrays, keys = {}, {}
     for name, settings in VARIANTS.items():
         network = Network(**settings)
-        network.load_state_dict({
-            key: value if key.startswith("feat_rope") else torch.from_numpy(weight(key, tuple(value.shape)))
-            for key, value in network.state_dict().items()
-        })
+        network.load_state_dict(
+            {
+                key: value if key.startswith("feat_rope") else torch.from_numpy(weight(key, tuple(value.shape)))
+                for key, value in network.state_dict().items()
+            }
+        )
         keys[name] = {key: list(value.shape) for key, value in network.state_dict().items()}
         x, t, y = (torch.from_numpy(array) for array in inputs(name))
         with torch.no_grad():

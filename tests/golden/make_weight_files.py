@@ -56,25 +56,12 @@ def main() -> None:
     optimizer.step()
     raw, average = weights(0), weights(1)
     args = argparse.Namespace(
-        model="SiT-XL/2",
-        encoder_depth=8,
-        cfg_scale=1.35,
-        betas=(0.9, 0.95),
-        legacy=False,
-        ckpt=None,
-        seed=2**40,
+        model="SiT-XL/2", encoder_depth=8, cfg_scale=1.35, betas=(0.9, 0.95), legacy=False, ckpt=None, seed=2**40
     )
     config = {"model": {"model_type": "LightningDiT-XL/1"}, "train": {"lr": 2e-4}, "names": ["a", "b"]}
 
     torch.save(
-        {
-            "model": raw,
-            "ema": average,
-            "opt": optimizer.state_dict(),
-            "args": args,
-            "epoch": 3,
-            "steps": 1000,
-        },
+        {"model": raw, "ema": average, "opt": optimizer.state_dict(), "args": args, "epoch": 3, "steps": 1000},
         FOLDER / "weights_sit.pt",
     )
     prefixed = {f"module.{name}": tensor for name, tensor in raw.items()}
@@ -83,9 +70,7 @@ def main() -> None:
         FOLDER / "weights_lightningdit.pt",
     )
     torch.save(raw, FOLDER / "weights_bare.pt")
-    torch.save(
-        {"w": torch.arange(6.0).view(2, 3)}, FOLDER / "weights_old.pt", _use_new_zipfile_serialization=False
-    )
+    torch.save({"w": torch.arange(6.0).view(2, 3)}, FOLDER / "weights_old.pt", _use_new_zipfile_serialization=False)
 
     expected = {
         "raw": described(raw),

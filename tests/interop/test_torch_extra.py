@@ -1,4 +1,4 @@
-"""Both directions against torch itself, which is an optional extra: all else is tested without it."""
+"""Reading and writing against torch itself, an optional extra; all other tests run without it."""
 
 import argparse
 from collections import OrderedDict
@@ -8,25 +8,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ig_jax.interop.weight_files import (
-    LazyTensor,
-    open_weights,
-    write_safetensors,
-    write_torch,
-)
+from ig_jax.weightfiles.files import LazyTensor, open_weights, write_safetensors, write_torch
+from ig_jax.weightfiles.sets import choose
+from ig_jax.weightfiles.tensor_storage import shown
 
-torch = pytest.importorskip(
-    "torch", reason="torch is not installed; pip install torch==2.13.0 for these tests"
-)
+torch = pytest.importorskip("torch", reason="torch is not installed; pip install torch==2.13.0 for these tests")
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-DTYPES = "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+DTYPES = ["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
 
-def assert_same(ours: LazyTensor, theirs) -> None:
-    array = ours.read()
-    assert str(array.dtype) == str(ours.dtype) == str(theirs.dtype).removeprefix("torch.")
-    assert array.shape == ours.shape == tuple(theirs.shape)
+def assert_same(own: LazyTensor, theirs) -> None:
+    array = own.read()
+    assert str(array.dtype) == str(own.dtype) == str(theirs.dtype).removeprefix("torch.")
+    assert array.shape == own.shape == tuple(theirs.shape)
     assert array.tobytes() == theirs.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -39,17 +34,15 @@ def every_dtype() -> dict[str, np.ndarray]:
     return arrays | {"strided": np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1)}
 
 
-@pytest.mark.parametrize(
-    "name, which", [("sit", "ema"), ("sit", "model"), ("lightningdit", "model"), ("bare", "ema")]
-)
+@pytest.mark.parametrize("name, which", [("sit", "ema"), ("sit", "model"), ("lightningdit", "model"), ("bare", "ema")])
 def test_the_golden_files_read_as_torch_reads_them(name, which):
     path = GOLDEN / f"weights_{name}.pt"
     theirs = torch.load(path, weights_only=False)
     theirs = theirs if name == "bare" else theirs[which]
     with open_weights(path) as weights:
-        ours = weights.state_dict(which)
-        assert list(ours) == [key.removeprefix("module.") for key in theirs]
-        for tensor, key in zip(ours.values(), theirs, strict=True):
+        own = choose(weights, which).tensors
+        assert list(own) == [key.removeprefix("module.") for key in theirs]
+        for tensor, key in zip(own.values(), theirs, strict=True):
             assert_same(tensor, theirs[key])
 
 
@@ -69,10 +62,16 @@ def test_every_way_torch_saves_is_read(tmp_path, protocol, checked):
     torch.save({"ema": state, "args": args}, tmp_path / "a.pt", pickle_protocol=protocol)
     torch.serialization.set_crc32_options(True)
     with open_weights(tmp_path / "a.pt") as weights:
-        assert weights.metadata == {"args": {"dtype": "torch.bfloat16", "device": "cpu", "size": [1, 2]}}
-        ours = weights.state_dict("ema")
-        assert list(ours) == list(state)
-        for name, tensor in ours.items():
+        stored = weights.metadata["args"]
+        assert (stored["size"], *map(shown, stored.values())) == (
+            (1, 2),
+            "'torch.bfloat16'",
+            "'torch.device'",
+            "a tuple",
+        )
+        own = choose(weights, "ema").tensors
+        assert list(own) == list(state)
+        for name, tensor in own.items():
             assert_same(tensor, state[name])
 
 
@@ -80,12 +79,7 @@ def test_every_way_torch_saves_is_read(tmp_path, protocol, checked):
 def test_torch_loads_what_we_write(tmp_path, mmap):
     arrays = every_dtype()
     state = {name: LazyTensor.of(array) for name, array in arrays.items()}
-    tree = {
-        "model": state,
-        "ema": state,
-        "epoch": 7,
-        "config": {"lr": 1e-4, "seed": 2**40, "names": ["a", None]},
-    }
+    tree = {"model": state, "ema": state, "epoch": 7, "config": {"lr": 1e-4, "seed": 2**40, "names": ["a", None]}}
     write_torch(tmp_path / "a.pt", tree)
     loaded = torch.load(tmp_path / "a.pt", weights_only=True, mmap=mmap)
     assert (loaded["epoch"], loaded["config"]) == (tree["epoch"], tree["config"])
@@ -101,7 +95,7 @@ def test_a_module_takes_our_state_dict(tmp_path):
     source, target = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
     torch.save(source.state_dict(), tmp_path / "a.pt")
     with open_weights(tmp_path / "a.pt") as weights:
-        write_torch(tmp_path / "b.pt", weights.state_dict("ema"))
+        write_torch(tmp_path / "b.pt", choose(weights, "ema").tensors)
     target.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True))
     assert torch.equal(source.weight, target.weight) and torch.equal(source.bias, target.bias)
 
@@ -109,13 +103,28 @@ def test_a_module_takes_our_state_dict(tmp_path):
 def test_safetensors_agree_with_torch(tmp_path):
     safetensors_torch = pytest.importorskip("safetensors.torch")
     arrays = every_dtype()
-    write_safetensors(
-        tmp_path / "a.safetensors", {name: LazyTensor.of(array) for name, array in arrays.items()}
-    )
+    write_safetensors(tmp_path / "a.safetensors", {name: LazyTensor.of(array) for name, array in arrays.items()})
     loaded = safetensors_torch.load_file(tmp_path / "a.safetensors")
     safetensors_torch.save_file(loaded, tmp_path / "b.safetensors")
     with open_weights(tmp_path / "b.safetensors") as weights:
-        ours = weights.state_dict("model")
-        assert ours.keys() == loaded.keys() == arrays.keys()
-        for name, tensor in ours.items():
+        own = choose(weights, "model").tensors
+        assert own.keys() == loaded.keys() == arrays.keys()
+        for name, tensor in own.items():
             assert_same(tensor, loaded[name])
+
+
+class Holder(torch.nn.Module):
+    """A module that a TorchScript archive can hold."""
+
+    def forward(self, x: int):
+        return x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_tensors_of_a_torchscript_archive_are_read_and_its_code_is_not(tmp_path):
+    root, inner = Holder(), Holder()
+    inner.register_buffer("weight", torch.arange(6.0).reshape(2, 3))
+    root.add_module("layers", inner)
+    torch.jit.script(root).save(tmp_path / "a.pt")
+    with open_weights(tmp_path / "a.pt") as weights:
+        assert_same(weights.joined()["layers.weight"], inner.weight)

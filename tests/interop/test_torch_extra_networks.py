@@ -1,4 +1,4 @@
-"""Networks in torch, there and back: what is read computes the same here, what is written loads there."""
+"""Round trips of torch networks: equal outputs here after import, equal weights there after export."""
 
 import argparse
 import sys
@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ig_jax import exporting, importing, pretrained
-from ig_jax.interop import autoencoder_checkpoint, plans
-from ig_jax.interop.weight_files import open_weights
+from ig_jax.checkpoints import autoencoder as autoencoder_checkpoint
+from ig_jax.generation import pretrained
+from ig_jax.interop import exporting, importing
 from ig_jax.models import autoencoder, dit
+from ig_jax.weightfiles.files import open_weights
+from ig_jax.weightfiles.sets import choose
 
 torch = pytest.importorskip("torch", reason="torch is not installed; pip install -e .[torch] for these tests")
 
@@ -36,8 +38,10 @@ def checkpoint(name: str, average: torch.nn.Module, raw: torch.nn.Module) -> dic
     """What the published training code of this family would save."""
     settings = variants.VARIANTS[name]
     if settings["code"] == "lightningdit":
-        config = {"model": {"model_type": TITLES["lightningdit"], "encoder_depth": settings.get("head", 0)},
-                  "transport": {"path_type": "Linear", "prediction": "velocity"}}
+        config = {
+            "model": {"model_type": TITLES["lightningdit"], "encoder_depth": settings.get("head", 0)},
+            "transport": {"path_type": "Linear", "prediction": "velocity"},
+        }
         prefixed = {f"module.{key}": value for key, value in raw.state_dict().items()}
         return {"model": prefixed, "ema": average.state_dict(), "opt": {}, "config": config}
     title = TITLES[settings["code"]]
@@ -46,9 +50,9 @@ def checkpoint(name: str, average: torch.nn.Module, raw: torch.nn.Module) -> dic
 
 
 def convert(file: Path, out: Path) -> None:
-    choices = plans.Choices(which="ema", family="", num_heads=4, inter_depth=0, latent_stats="", name="x")
+    choices = importing.Choices(which="ema", family="", num_heads=4, inter_depth=0, latent_stats="", name="x")
     with open_weights(file) as weights:
-        job = importing.prepare(plans.plan(file, weights.metadata, weights.state_dict("ema"), choices))
+        job = importing.prepare(file, weights.metadata, choose(weights, "ema").tensors, choices)
         job.write(out, job.read())
 
 
@@ -57,14 +61,14 @@ def test_the_same_numbers_here_and_the_same_weights_back_there(tmp_path, name):
     theirs = network(name)
     torch.save(checkpoint(name, theirs, network(name, 1)), tmp_path / "there.pt")
     convert(tmp_path / "there.pt", tmp_path / "run")
-    ours = pretrained.load(tmp_path / "run")
+    own = pretrained.load(tmp_path / "run")
     x, t, y = variants.inputs(name)
     with torch.no_grad():
         final, intermediate = theirs(*map(torch.from_numpy, (x, t, y)))
-    model = ours.experiment.model
+    model = own.experiment.model
     flipped = model.clock == "noise_at_0"
     time = jnp.asarray(1 - t if flipped else t)
-    out = dit.apply(model, ours.params, jnp.moveaxis(x, 1, -1), time, jnp.asarray(y))
+    out = dit.apply(model, own.params, jnp.moveaxis(x, 1, -1), time, jnp.asarray(y))
     for got, want in zip((out.final, *out.intermediate), (final, intermediate)):
         want = np.moveaxis(want.numpy(), 1, -1) * (-1 if flipped else 1)
         np.testing.assert_allclose(got, want, atol=2e-5 * max(1, abs(want).max()), rtol=0)
@@ -106,9 +110,12 @@ def test_diffusers_autoencoder_there_and_back(tmp_path, groups):
         posterior = theirs.encode(torch.from_numpy(image)).latent_dist
         decoded = theirs.decode(torch.from_numpy(z)).sample
     got = jax.jit(model.encode)(jnp.moveaxis(image, 1, -1))
-    for ours, want in ((got.mean, posterior.mean), (got.std, posterior.std),
-                       (jax.jit(model.decode)(jnp.moveaxis(z, 1, -1)), decoded)):
-        np.testing.assert_allclose(ours, np.moveaxis(want.numpy(), 1, -1), atol=2e-5, rtol=0)
+    for own, want in (
+        (got.mean, posterior.mean),
+        (got.std, posterior.std),
+        (jax.jit(model.decode)(jnp.moveaxis(z, 1, -1)), decoded),
+    ):
+        np.testing.assert_allclose(own, np.moveaxis(want.numpy(), 1, -1), atol=2e-5, rtol=0)
     exporting.published_form(tmp_path / "vae", "").write(tmp_path / "back.safetensors")
     file.write_bytes((tmp_path / "back.safetensors").read_bytes())
     again = diffusers.AutoencoderKL.from_pretrained(tmp_path / "hub", local_files_only=True)

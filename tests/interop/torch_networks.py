@@ -120,8 +120,26 @@ class Head(nn.Module):
 class Network(nn.Module):
     """One of golden/variants.VARIANTS; `head` is the depth of the intermediate head, 0 for none."""
 
-    def __init__(self, *, code, size, patch, channels, width=48, depth=3, heads=4, classes=10, mlp_ratio=4.0,
-                 head=0, learn_sigma=False, qk_norm=False, rms=False, swiglu=False, rope=False, shift=True):
+    def __init__(
+        self,
+        *,
+        code,
+        size,
+        patch,
+        channels,
+        width=48,
+        depth=3,
+        heads=4,
+        classes=10,
+        mlp_ratio=4.0,
+        head=0,
+        learn_sigma=False,
+        qk_norm=False,
+        rms=False,
+        swiglu=False,
+        rope=False,
+        shift=True,
+    ):
         super().__init__()
         self.patch, self.side, self.head_depth = patch, size // patch, head
         self.drops_sigma = learn_sigma and code != "dit"
@@ -134,14 +152,13 @@ class Network(nn.Module):
         self.y_embedder.embedding_table = nn.Embedding(classes + 1, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.side**2, width), requires_grad=False)
         self.feat_rope = Rope(width // heads, self.side) if rope else None
-        self.blocks = nn.ModuleList(
-            [Block(width, heads, mlp_ratio, qk_norm, rms, swiglu, shift) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio, qk_norm, rms, swiglu, shift) for _ in range(depth)])
         if head:
             self.final_layer_xr = Head(width, patch**2 * self.outputs, rms)
         self.final_layer = Head(width, patch**2 * self.outputs, rms)
 
     def forward(self, x, t, y):
-        """(final, intermediate or None), each [B, C, H, W]; DiT's final has 2C channels."""
+        """(final, intermediate or None), each (B, C, H, W); DiT's final has 2C channels."""
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(128, dtype=torch.float32) / 128)
         angles = (t.float()[:, None] * frequencies[None]).to(x.dtype)
         cond = self.t_embedder.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))

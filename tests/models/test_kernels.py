@@ -1,8 +1,7 @@
-"""Which kernel runs where, and each against the plain form."""
+"""The choice of a kernel by hardware, and each kernel against the plain form."""
 
 import dataclasses
 import logging
-import re
 import types
 
 import jax
@@ -11,15 +10,15 @@ import pytest
 import toy
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from refusal import refused
 
-from ig_jax.errors import UserError
-from ig_jax.models import dit, kernels
+from ig_jax.models import cpu, dit, kernels
 from ig_jax.parallel.mesh import AXES
 from ig_jax.parallel.sharding import platform
 
 
 def mesh_of(name, kind, data=2):
-    """A mesh of devices that nobody has."""
+    """A mesh of devices that do not exist."""
     device = AbstractDevice(device_kind=kind, num_cores=None, platform=name)
     return AbstractMesh((data, 1, 1), AXES, (AxisType.Auto,) * 3, abstract_device=device)
 
@@ -54,10 +53,16 @@ def traced(config, mesh, until=lambda traced: traced.jaxpr):
     return str(until(jax.jit(jax.grad(loss)).trace(dit.shapes(config))))
 
 
-@pytest.mark.parametrize("name,kind,wanted", [
-    ("cpu", "cpu", "cpu"), ("gpu", "NVIDIA H200", "cuda"), ("cuda", "NVIDIA H200", "cuda"),
-    ("gpu", "AMD Instinct MI300X", "rocm"), ("tpu", "TPU v5 lite", "tpu"),
-])
+@pytest.mark.parametrize(
+    "name,kind,wanted",
+    [
+        ("cpu", "cpu", "cpu"),
+        ("gpu", "NVIDIA H200", "cuda"),
+        ("cuda", "NVIDIA H200", "cuda"),
+        ("gpu", "AMD Instinct MI300X", "rocm"),
+        ("tpu", "TPU v5 lite", "tpu"),
+    ],
+)
 def test_the_platform_is_that_of_the_mesh(name, kind, wanted):
     assert platform() == "cpu"
     with jax.sharding.use_abstract_mesh(mesh_of(name, kind)):
@@ -65,41 +70,45 @@ def test_the_platform_is_that_of_the_mesh(name, kind, wanted):
 
 
 @with_cudnn
-@pytest.mark.parametrize("wanted,where,dtype,head_dim,kernel", [
-    ("auto", "cpu", "bfloat16", 64, "cpu"),
-    ("auto", "tpu", "bfloat16", 64, "xla"),
-    ("auto", "rocm", "bfloat16", 64, "xla"),
-    ("auto", "cuda", "bfloat16", 72, "cudnn"),
-    ("auto", "cuda", "bfloat16", 128, "cudnn"),
-    ("auto", "cuda", "bfloat16", 136, "xla"),
-    ("auto", "cuda", "bfloat16", 36, "xla"),
-    ("auto", "cuda", "float32", 64, "xla"),
-    ("cudnn", "cuda", "bfloat16", 64, "cudnn"),
-    ("xla", "cuda", "bfloat16", 64, "xla"),
-    ("xla", "cpu", "float32", 64, "xla"),
-])
+@pytest.mark.parametrize(
+    "wanted,where,dtype,head_dim,kernel",
+    [
+        ("auto", "cpu", "bfloat16", 64, "cpu"),
+        ("auto", "tpu", "bfloat16", 64, "xla"),
+        ("auto", "rocm", "bfloat16", 64, "xla"),
+        ("auto", "cuda", "bfloat16", 72, "cudnn"),
+        ("auto", "cuda", "bfloat16", 128, "cudnn"),
+        ("auto", "cuda", "bfloat16", 136, "xla"),
+        ("auto", "cuda", "bfloat16", 36, "xla"),
+        ("auto", "cuda", "float32", 64, "xla"),
+        ("cudnn", "cuda", "bfloat16", 64, "cudnn"),
+        ("xla", "cuda", "bfloat16", 64, "xla"),
+        ("xla", "cpu", "float32", 64, "xla"),
+    ],
+)
 def test_the_kernel_is_chosen_by_platform_dtype_and_head(cudnn, wanted, where, dtype, head_dim, kernel):
     assert kernels.attention_kernel(wanted, platform=where, dtype=dtype, head_dim=head_dim) == kernel
 
 
 @with_cudnn
-@pytest.mark.parametrize("where,dtype,head_dim", [
-    ("cpu", "bfloat16", 64), ("tpu", "bfloat16", 64), ("cuda", "float32", 64), ("cuda", "bfloat16", 36),
-])
+@pytest.mark.parametrize(
+    "where,dtype,head_dim",
+    [("cpu", "bfloat16", 64), ("tpu", "bfloat16", 64), ("cuda", "float32", 64), ("cuda", "bfloat16", 36)],
+)
 def test_cudnn_by_name_is_refused_where_it_cannot_be(cudnn, where, dtype, head_dim):
-    words = f"attention='cudnn' must be auto or xla for {dtype}, heads of {head_dim} and {where}"
-    with pytest.raises(UserError, match=re.escape(words)):
+    with refused("attention", "cudnn", expected=f"auto or xla for {dtype}, heads of {head_dim} and {where}"):
         kernels.attention_kernel("cudnn", platform=where, dtype=dtype, head_dim=head_dim)
 
 
 @without_cudnn
-def test_a_missing_cudnn_is_said_once_and_refused_by_name(cudnn, caplog):
+def test_a_missing_cudnn_is_reported_once_and_refused_by_name(cudnn, caplog):
     choose = dict(platform="cuda", dtype="bfloat16", head_dim=64)
     with caplog.at_level(logging.WARNING):
         assert [kernels.attention_kernel("auto", **choose) for _ in range(2)] == ["xla", "xla"]
     assert [record.message for record in caplog.records] == [
-        "attention='auto' takes XLA's kernel, the slower one on CUDA: cuDNN is not detected."]
-    with pytest.raises(UserError, match="attention='cudnn' must be auto or xla on this machine"):
+        "attention='auto' takes XLA's kernel, the slower one on CUDA: cuDNN is not detected."
+    ]
+    with refused("attention", "cudnn", expected="auto or xla on this machine", fix="brings cuDNN"):
         kernels.attention_kernel("cudnn", **choose)
 
 
@@ -107,11 +116,11 @@ def test_a_missing_cudnn_is_said_once_and_refused_by_name(cudnn, caplog):
 def test_a_network_for_cuda_runs_cudnn_forward_and_backward_and_nothing_of_a_cpu(cudnn):
     text = traced(BFLOAT16, H200)
     assert text.count("attention_fwd_wrapper") == text.count("attention_bwd_wrapper") == BFLOAT16.depth
-    assert "platform_index" not in text and "reduce_max" not in text  # no branch, no softmax beside
+    assert "platform_index" not in text and "reduce_max" not in text  # no branch, no second softmax
     for config in (toy.MODEL, dataclasses.replace(BFLOAT16, attention="xla")):
         assert "attention_fwd" not in traced(config, H200) and "reduce_max" in traced(config, H200)
     assert "attention_fwd" not in traced(BFLOAT16, V5E)
-    with pytest.raises(UserError, match="heads of 16 and tpu"):
+    with refused("attention", "cudnn", expected="heads of 16 and tpu"):
         traced(dataclasses.replace(BFLOAT16, attention="cudnn"), V5E)
 
 
@@ -135,7 +144,7 @@ def relative(got, want):
 @pytest.mark.parametrize("one_cpu", [True, False])
 @pytest.mark.parametrize("dtype,bound", [("float32", 1e-6), ("bfloat16", 6e-3)])
 def test_attention_on_a_cpu_is_the_plain_form(monkeypatch, dtype, bound, one_cpu):
-    monkeypatch.setattr(kernels, "on_one_cpu", lambda: one_cpu)
+    monkeypatch.setattr(cpu, "on_one_cpu", lambda: one_cpu)
     q, k, v = (2 * jax.random.normal(key, (3, 20, 2, 8)) for key in jax.random.split(jax.random.key(0), 3))
     given = [x.astype(dtype) for x in (q, k, v)]
     want = value_and_gradients(jax.nn.dot_product_attention, *(x.astype(jnp.float32) for x in given))
@@ -152,7 +161,7 @@ def test_attention_on_a_cpu_survives_large_scores():
 
 def test_heads_are_split_and_put_together_again():
     qkv = jax.random.normal(jax.random.key(0), (2, 5, 3 * 4 * 6))
-    plain = lambda qkv: jnp.stack([x.reshape(2, 5, 4, 6) for x in jnp.split(qkv, 3, axis=-1)])  # noqa: E731
-    split = lambda qkv: jnp.stack(kernels.split_heads(qkv, 4))  # noqa: E731
+    plain = lambda qkv: jnp.stack([x.reshape(2, 5, 4, 6) for x in jnp.split(qkv, 3, axis=-1)])
+    split = lambda qkv: jnp.stack(kernels.split_heads(qkv, 4))
     for got, want in zip(value_and_gradients(split, qkv), value_and_gradients(plain, qkv)):
         assert (got == want).all()

@@ -1,4 +1,4 @@
-"""Parts of the network whose derivative is computed again instead of kept."""
+"""Layers that recompute their intermediates in the backward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,7 @@ def modulated(x, shift, scale):
     return layers.modulated(NORM, x, shift, scale, jnp.bfloat16)
 
 
-@pytest.mark.parametrize("function,args", [
-    (layers.gelu, (X,)), (layers.swiglu, (X,)), (modulated, (X, ROW, ROW)),
-])
+@pytest.mark.parametrize("function,args", [(layers.gelu, (X,)), (layers.swiglu, (X,)), (modulated, (X, ROW, ROW))])
 def test_only_the_arguments_are_kept_for_the_derivative(function, args):
     kept = jax.tree.leaves(jax.eval_shape(lambda *args: jax.vjp(function, *args)[1], *args))
     bulky = [leaf.shape for leaf in kept if leaf.size >= X.size]

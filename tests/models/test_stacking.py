@@ -1,4 +1,4 @@
-"""Stacking and back, and what they spare the compiler."""
+"""Stacking and unstacking, and the compile time that they save."""
 
 import re
 import time
@@ -22,10 +22,19 @@ def test_unstacked_undoes_stacked_and_passes_gradients():
 
 
 def compiled_gradient(depth, scan, width=32, num_heads=2):
-    """The compiled gradient of a SiT, narrow where not said otherwise, and the CPU seconds it took."""
+    """The compiled gradient of a SiT, narrow by default, and the CPU seconds that compiling took."""
     sizes = dict(depth=depth, width=width, num_heads=num_heads, mlp_ratio=4.0, inter_depth=(2,))
-    config = dit.DiTConfig(**zoo.FAMILIES["sit"], **sizes, input_size=8, channels=1, patch_size=2, num_classes=10,
-                           dtype="float32", scan_blocks=scan, remat="none")
+    config = dit.DiTConfig(
+        **zoo.FAMILIES["sit"],
+        **sizes,
+        input_size=8,
+        channels=1,
+        patch_size=2,
+        num_classes=10,
+        dtype="float32",
+        scan_blocks=scan,
+        remat="none",
+    )
     array = jax.ShapeDtypeStruct
     x, t, y = array((4, 8, 8, 1), "float32"), array((4,), "float32"), array((4,), "int32")
 
@@ -53,4 +62,4 @@ def test_unrolled_blocks_do_not_grow_with_their_number():
     text = compiled_gradient(12, False)[0].as_text()
     fused = [line for line in text.splitlines() if line.startswith("%fused_computation")]
     operands = [len(re.findall(r"param_", line)) for line in fused]
-    assert max(operands) < 20  # in one piece: two more for each block
+    assert max(operands) < 20  # as one function: two more for each block

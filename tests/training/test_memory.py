@@ -1,24 +1,32 @@
-"""What a config leaves open to the machine: remat, micro-batches and the groups that share a state."""
+"""Settings left open to the machine: remat, micro-batches and the groups that share a state."""
 
 import functools
 
 import jax
 import pytest
 import toy
+from refusal import refused
 
-from ig_jax.errors import UserError
 from ig_jax.models import zoo
-from ig_jax.models.dit_config import DiTConfig
-from ig_jax.parallel.chips import chip_of
+from ig_jax.models.dit import DiTConfig
+from ig_jax.optim.optimizer import make_optimizer
+from ig_jax.parallel.hardware import chip_of
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.training import memory
 from ig_jax.training.memory import Fit
-from ig_jax.training.optimizer import make_optimizer
 from ig_jax.training.state import new_state, state_layout
 
 GB = 10**9
-XL = DiTConfig(**zoo.named("SiT-XL/2"), input_size=32, channels=4, num_classes=1000, dtype="bfloat16",
-               scan_blocks=False, remat="auto", attention="xla")
+XL = DiTConfig(
+    **zoo.named("SiT-XL/2"),
+    input_size=32,
+    channels=4,
+    num_classes=1000,
+    dtype="bfloat16",
+    scan_blocks=False,
+    remat="auto",
+    attention="xla",
+)
 
 
 def layout(mesh, model=XL):
@@ -56,7 +64,13 @@ def test_what_the_config_says_is_taken(monkeypatch):
 
 
 def test_two_gpus_of_one_name_have_each_its_own_memory():
-    kinds = ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe", "NVIDIA A100")
+    kinds = (
+        "NVIDIA A100-SXM4-40GB",
+        "NVIDIA A100-PCIE-40GB",
+        "NVIDIA A100-SXM4-80GB",
+        "NVIDIA A100 80GB PCIe",
+        "NVIDIA A100",
+    )
     assert [chip_of(kind).memory // GB for kind in kinds] == [40, 40, 80, 80, 80]
     assert chip_of("cpu") is None
 
@@ -79,5 +93,5 @@ def test_groups_leave_what_is_asked_for_to_data_and_tensor():
 
 
 def test_a_tensor_size_that_does_not_divide_is_refused():
-    with pytest.raises(UserError, match="must multiply to the 8 devices"):
+    with refused("mesh", expected="multiply to the 8 devices"):
         make_mesh(tensor=3, fsdp_up_to=16)

@@ -1,7 +1,8 @@
-"""Starting from another run's average, and training an added head alone."""
+"""Runs initialised from the EMA of another run, and training of an added head alone."""
 
 import copy
 import dataclasses
+import gzip
 import json
 import runpy
 import shutil
@@ -12,15 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from refusal import refused
 
-from ig_jax import pretrained
-from ig_jax.config import Experiment, bind
-from ig_jax.errors import UserError
+from ig_jax.base.errors import UserError
+from ig_jax.base.schema import bind
+from ig_jax.config.experiment import Experiment
+from ig_jax.diffusion.loss import NoisyBatch, Objective
+from ig_jax.diffusion.randomness import Purpose, address
+from ig_jax.generation import pretrained
 from ig_jax.models import dit
+from ig_jax.parallel.mesh import make_mesh
+from ig_jax.training.initialise import ARITHMETIC, FREE, check_same_network, renamed_heads, starting_weights
 from ig_jax.training.loop import train
-from ig_jax.training.start import ARITHMETIC, FREE, check_same_network, renamed_heads
 from ig_jax.training.state import partition
-from ig_jax.training.step import batch_loss, loss_and_gradients
+from ig_jax.training.step import accumulated_gradients
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HEAD = "inter_heads."
@@ -73,7 +79,7 @@ def test_both_averages_can_be_chosen_by_name(plain):
     default, other = (pretrained.load(plain[0], ema=name) for name in ("", "0.5"))
     assert (default.ema, other.ema) == ("0.9", "0.5")
     assert any((default.params[name] != other.params[name]).any() for name in default.params)
-    with pytest.raises(UserError, match="ema='0.7' must be one of 0.9, 0.5"):
+    with refused("ema", "0.7", expected="one of 0.9, 0.5"):
         pretrained.load(plain[0], ema="0.7")
 
 
@@ -90,13 +96,14 @@ def test_the_head_alone_changes_nothing_else(plain, head_alone):
 
 def test_sampling_without_guidance_is_unchanged_to_the_bit(plain, head_alone):
     before, after = pretrained.load(plain[0]), pretrained.load(head_alone[0])
-    recipe = dataclasses.replace(before.recipe, steps=5, ig_scale=1.0)
-    one, two = (model.generate(recipe, np.arange(8), batch_size=8) for model in (before, after))
+    recipe = before.recipe.replace(steps=5, ig_scale=1.0)
+    one, two = (model.images(recipe, np.arange(8), batch_size=8) for model in (before, after))
     assert (next(one)[1] == next(two)[1]).all()
     x = jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
     t, y = jnp.linspace(0, 1, 8), jnp.arange(8)
-    plain_out, headed = (jax.jit(dit.apply, static_argnums=0)(m.experiment.model, m.params, x, t, y)
-                         for m in (before, after))
+    plain_out, headed = (
+        jax.jit(dit.apply, static_argnums=0)(m.experiment.model, m.params, x, t, y) for m in (before, after)
+    )
     assert (plain_out.final == headed.final).all() and headed.intermediate[0].any()
 
 
@@ -109,11 +116,11 @@ def test_no_gradient_of_the_fixed_part_is_computed(plain):
     x, t, y = array((16, 8, 8, 1), "float32"), array((16,), "float32"), array((16,), "int32")
 
     def gradients(trained, fixed, *batch):
-        loss = lambda trained, *batch: batch_loss(  # noqa: E731
-            model, experiment.process, experiment.loss, trained | fixed, None, 0, *batch)
-        return loss_and_gradients(loss, trained, batch, 1)
+        objective = Objective(model, experiment.process, experiment.loss)
+        loss = lambda trained, batch: objective(trained | fixed, None, batch, 0)
+        return accumulated_gradients(loss, trained, NoisyBatch(*batch), 1)
 
-    flops = lambda f, *args: jax.jit(f).lower(*args).compile().cost_analysis()["flops"]  # noqa: E731
+    flops = lambda f, *args: jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
     forward = flops(lambda params, *args: dit.apply(model, params, *args), dit.shapes(model), x, t, y)
     assert flops(gradients, trained, fixed, x, x, t, y) < 1.05 * forward
 
@@ -134,7 +141,9 @@ def test_a_checkpoint_with_a_head_is_trained_on_from_every_weight(head_alone, tm
     config = small(get_config("finetune", f"{head_alone[0]},runlocal"), steps=1)
     config["optimizer"]["learning_rate"] = 1e-9  # so the weights after one step are those it began with
     e, before = bind(Experiment, config), pretrained.load(head_alone[0])
-    assert (e.model, e.latents, e.loss) == tuple(getattr(before.experiment, name) for name in ("model", "latents", "loss"))
+    assert (e.model, e.latents, e.loss) == tuple(
+        getattr(before.experiment, name) for name in ("model", "latents", "loss")
+    )
     params = train(e, str(tmp_path)).params
     assert params.keys() == before.params.keys()
     for name, value in before.params.items():
@@ -150,14 +159,17 @@ def test_heads_keep_their_weights_by_depth():
     assert kept["blocks.3.mlp.fc1.bias"] == "blocks.3.mlp.fc1.bias"
 
 
-@pytest.mark.parametrize("change,words", [
-    (dict(model__width=32), "config.model.width=32 must be 16, as in config.init.checkpoint"),
-    (dict(model__num_heads=4), "config.model.num_heads=4 must be 2, as in config.init.checkpoint"),
-    (dict(model__norm="rmsnorm"), "config.model.norm='rmsnorm' must be 'layernorm'"),
-    (dict(latents__scale=[2.0]), "latent scaling mismatch"),
-    (dict(init__ema="0.7"), "ema='0.7' must be one of 0.9, 0.5"),
-    (dict(init__checkpoint="/nowhere"), "checkpoint='/nowhere' must be an existing directory"),
-])
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (dict(model__width=32), "config.model.width=32 must be 16, as in config.init.checkpoint"),
+        (dict(model__num_heads=4), "config.model.num_heads=4 must be 2, as in config.init.checkpoint"),
+        (dict(model__norm="rmsnorm"), "config.model.norm='rmsnorm' must be 'layernorm'"),
+        (dict(latents__scale=[2.0]), "latent scaling mismatch"),
+        (dict(init__ema="0.7"), "ema='0.7' must be one of 0.9, 0.5"),
+        (dict(init__checkpoint="/nowhere"), "checkpoint='/nowhere' must be an existing directory"),
+    ],
+)
 def test_a_checkpoint_of_another_network_is_refused(plain, tmp_path, change, words):
     config = with_init(plain[1], plain[0], **change)
     with pytest.raises(UserError) as error:
@@ -167,14 +179,17 @@ def test_a_checkpoint_of_another_network_is_refused(plain, tmp_path, change, wor
 
 def test_an_average_without_a_checkpoint_is_refused(plain):
     config = with_init(plain[1], "", init__ema="0.9")
-    with pytest.raises(UserError, match="config.init.ema='0.9' must be empty without a checkpoint"):
+    with refused("config.init.ema", "0.9", expected="empty without a checkpoint"):
         bind(Experiment, config)
 
 
 def test_retrofit_config_says_what_it_needs(plain, head_alone):
-    for arg, words in (("", "must begin with a checkpoint"), (f"{plain[0]},all", "head or everything"),
-                       (head_alone[0], "without an intermediate head; it has one after block 1"),
-                       ("/nowhere", "must be an existing directory")):
+    for arg, words in (
+        ("", "must begin with a checkpoint"),
+        (f"{plain[0]},all", "head or everything"),
+        (head_alone[0], "without an intermediate head; it has one after block 1"),
+        ("/nowhere", "must be an existing directory"),
+    ):
         with pytest.raises(ValueError, match=words):
             get_config("retrofit", arg)
 
@@ -185,12 +200,61 @@ def test_a_run_may_draw_other_times_than_the_one_it_starts_from():
     check_same_network(toy.experiment(**{"model.inter_depth": (2,)}), old, FREE, "config.init.checkpoint")
 
 
-@pytest.mark.parametrize("change,words", [
-    ({"process.prediction": "data"}, "config.process.prediction='data' must be 'velocity', as in the checkpoint of this run"),
-    ({"process.kind": "cosine"}, "config.process.kind='cosine' must be 'linear'"),
-    ({"model.inter_depth": (2,)}, r"config.model.inter_depth=\(2,\) must be \(1,\)"),
-    ({"latents.scale": (2.0,)}, "latent scaling mismatch"),
-])
-def test_what_gives_the_same_arrays_another_meaning_is_refused(change, words):
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize(
+    "change, name, expected",
+    [
+        ({"process.prediction": "data"}, "config.process.prediction", "'velocity', as in the checkpoint of this run"),
+        ({"process.kind": "cosine"}, "config.process.kind", "'linear', as in"),
+        ({"model.inter_depth": (2,)}, "config.model.inter_depth", "(1,), as in"),
+        ({"latents.scale": (2.0,)}, "latents", "scale=(1.0,)"),
+    ],
+)
+def test_what_gives_the_same_arrays_another_meaning_is_refused(change, name, expected):
+    with refused(name, expected=expected):
         check_same_network(toy.experiment(**change), toy.experiment(), ARITHMETIC, "the checkpoint of this run")
+
+
+def idx_folder(folder, labels):
+    """MNIST-style files of 8x8 images with these labels."""
+    header = lambda *shape: bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+    for split in ("train", "t10k"):
+        pixels = np.arange(len(labels) * 64, dtype=np.uint8).tobytes()
+        for kind, data in (
+            ("images-idx3", header(len(labels), 8, 8) + pixels),
+            ("labels-idx1", header(len(labels)) + bytes(labels)),
+        ):
+            (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(data))
+    return str(folder)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 12])
+def test_other_classes_start_with_a_new_label_table(plain, tmp_path, capsys, classes):
+    config = with_init(plain[1], plain[0], model__num_classes=classes)
+    config["data"] |= dict(source="idx", folder=idx_folder(tmp_path, [i % classes for i in range(32)]))
+    config["run"]["steps"] = 1
+    config["optimizer"] |= dict(learning_rate=1e-30, weight_decay=0.0)
+    e = bind(Experiment, config)
+    state = jax.device_get(train(e, str(tmp_path / "run")))
+    line = f"new label table for {classes} instead of 10 classes, null row kept"
+    assert line in next(text for text in capsys.readouterr().out.splitlines() if text.startswith("start"))
+    given, fresh = pretrained.load(plain[0]).params, dit.init(e.model, address(e.seed, Purpose.INIT))
+    table = state.params["label_embed.table"]
+    assert table.shape == (classes + 1, 16)
+    np.testing.assert_array_equal(table[-1], given["label_embed.table"][-1])
+    np.testing.assert_allclose(table[:-1], fresh["label_embed.table"][:-1], rtol=1e-6)  # initialised by another program
+    for name in given.keys() - {"label_embed.table"}:
+        np.testing.assert_array_equal(state.params[name], given[name])
+
+
+@pytest.mark.parametrize("change", [{"model__input_size": 16}, {"model__patch_size": 4}, {"model__channels": 3}])
+def test_another_latent_shape_or_patch_is_no_fine_tuning(plain, change):
+    config = with_init(plain[1], plain[0], model__num_classes=3, **change)
+    config["latents"] = dict(
+        name="pixels",
+        shift=[0.0] * config["model"]["channels"],
+        scale=[1.0] * config["model"]["channels"],
+        uint8_rule="half",
+    )
+    (name,) = (key.split("__")[1] for key in change)
+    with refused(f"config.model.{name}", expected="as in config.init.checkpoint"):
+        starting_weights(bind(Experiment, config), make_mesh())

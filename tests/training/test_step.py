@@ -1,4 +1,4 @@
-"""The train step: what it optimises, that meshes and accumulation change nothing, that it compiles once."""
+"""The train step: its gradients, its independence of meshes and accumulation, and its single compilation."""
 
 import dataclasses
 import functools
@@ -9,18 +9,21 @@ import numpy as np
 import optax
 import pytest
 import toy
+from refusal import refused
 
-from ig_jax.errors import UserError
+from ig_jax.diffusion.loss import Objective
 from ig_jax.models import dit
 from ig_jax.models.latents import from_uint8
+from ig_jax.optim.optimizer import learning_rate, make_optimizer
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.parallel.sharding import batch_sharding, on_mesh, tree_shardings
-from ig_jax.training import step as step_lib
-from ig_jax.training.optimizer import learning_rate, make_optimizer
 from ig_jax.training.state import TrainState, born_sharded, partition, state_layout
-from ig_jax.training.step import make_train_step
 
-PROCESS = toy.experiment().process
+
+def objective(experiment, **loss):
+    """The objective of an experiment with changes of its loss."""
+    e = experiment
+    return Objective(e.model, e.process, dataclasses.replace(e.loss, **loss))
 
 
 def start(experiment, transformation) -> TrainState:
@@ -29,16 +32,22 @@ def start(experiment, transformation) -> TrainState:
     return TrainState(jnp.int32(0), params, ema, transformation.init(partition(params, experiment.optimizer.trains)[0]))
 
 
-def prepare(experiment, mesh):
+def prepare(experiment, mesh, spec=None):
     """(jitted step, state, place a batch) for an experiment on a mesh."""
     transformation = make_optimizer(experiment.optimizer, experiment.run.steps, experiment.model)
     make = functools.partial(start, experiment, transformation)
     layout = state_layout(make, mesh)
-    step = make_train_step(
-        layout, mesh, model=experiment.model, process=experiment.process, loss=experiment.loss,
-        optimizer=experiment.optimizer, transformation=transformation, ema=experiment.ema,
-        total_steps=experiment.run.steps, seed=experiment.seed,
-    )
+    step = toy.train_step(
+        transformation,
+        model=experiment.model,
+        process=experiment.process,
+        loss=experiment.loss,
+        optimizer=experiment.optimizer,
+        ema=experiment.ema,
+        total_steps=experiment.run.steps,
+        seed=experiment.seed,
+        spec=spec,
+    ).jitted(layout, mesh)
     return step, born_sharded(make, layout), lambda batch: jax.device_put(batch, batch_sharding(mesh))
 
 
@@ -81,7 +90,7 @@ def test_eight_devices_equal_one(alone, axes, monkeypatch):
 def test_a_sharded_forward_pass_equals_the_replicated_one(axes, monkeypatch):
     monkeypatch.setattr("ig_jax.parallel.sharding.SMALLEST_FSDP_ARRAY", 64)
     model, mesh, params = toy.MODEL, make_mesh(**axes), toy.params()
-    x, y = toy.batch()["image"], toy.batch()["label"]
+    x, y = toy.batch()["latent"], toy.batch()["label"]
     arguments = x, jnp.linspace(0, 1, len(x)), y
 
     def forward(params, *arguments):
@@ -122,9 +131,17 @@ def test_the_state_is_donated():
 
 def test_the_step_optimises_the_loss_of_its_own_draws_with_the_first_average():
     """At the first step of the accelerated target, so that a step counted wrongly would leave it out."""
-    e = toy.experiment(**{"seed": 5, "loss.accelerate": True, "loss.gap_source": "ema", "loss.label_drop": 0.5,
-                          "loss.start_step": 1, "ema.decays": (0.9, 0.5)})
-    step, state, place = prepare(e, one_device())
+    e = toy.experiment(
+        **{
+            "seed": 5,
+            "loss.accelerate": True,
+            "loss.gap_source": "ema",
+            "loss.label_drop": 0.5,
+            "loss.start_step": 1,
+            "ema.decays": (0.9, 0.5),
+        }
+    )
+    step, state, place = prepare(e, one_device(), e.batch_spec)
     averages = {name: jax.tree.map(lambda p, f=float(name): f * p, state.params) for name in state.ema}
     params, average = jax.device_get((state.params, averages["0.9"]))
     image = jax.random.randint(jax.random.key(0), (16, 8, 8, 1), 0, 256).astype(jnp.uint8)
@@ -133,9 +150,8 @@ def test_the_step_optimises_the_loss_of_its_own_draws_with_the_first_average():
     _, got = step(dataclasses.replace(state, step=number, ema=averages), place({"image": image, "label": label}))
 
     x = from_uint8(image)
-    eps, t, y = step_lib.draw(e.process, 5, jnp.int32(1), x, label, 0.5, 10)
-    loss = functools.partial(step_lib.batch_loss, e.model, e.process, e.loss)
-    gradient, want = jax.jit(jax.grad(loss, has_aux=True))(params, average, jnp.int32(1), x, eps, t, y)
+    noisy = objective(e).noised(x, label, 5, jnp.int32(1))
+    gradient, want = jax.jit(jax.grad(objective(e), has_aux=True))(params, average, noisy, jnp.int32(1))
     for name in ("loss/total", "loss/final", "loss/intermediate"):
         assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5)
     assert float(got["gap_norm"]) == pytest.approx(float(want["gap_square"]) ** 0.5, rel=1e-5)
@@ -158,21 +174,23 @@ def test_ema_moves_by_its_rate_and_frozen_positions_stay():
 
 def test_label_drop_uses_the_null_label_at_its_rate():
     x, y = jnp.zeros((4096, 1, 1, 1)), jnp.arange(4096) % 10
-    _, t, dropped = step_lib.draw(PROCESS, 0, jnp.int32(3), x, y, 0.1, 10)
+    _, _, t, dropped = objective(toy.experiment(), label_drop=0.1).noised(x, y, 0, jnp.int32(3))
     assert float((dropped == 10).mean()) == pytest.approx(0.1, abs=0.02)
     assert ((dropped == y) | (dropped == 10)).all()
-    assert 0 <= float(t.min()) and float(t.max()) < 1 and float(t.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(t.min()) >= 0 and float(t.max()) < 1 and float(t.mean()) == pytest.approx(0.5, abs=0.02)
 
 
 def test_noise_time_and_label_drop_are_independent():
     x, y = jnp.zeros((20_000, 1, 1, 1)), jnp.zeros(20_000, jnp.int32)
-    eps, t, y = step_lib.draw(PROCESS, 0, jnp.int32(3), x, y, 0.5, 10)
+    _, eps, t, y = objective(toy.experiment(), label_drop=0.5).noised(x, y, 0, jnp.int32(3))
     assert abs(np.corrcoef([eps.ravel(), t, y == 10]) - np.eye(3)).max() < 0.03
 
 
 def test_draws_belong_to_seed_step_and_position():
+    noised = objective(toy.experiment(), label_drop=0.5).noised
+
     def draw(seed, step, count):
-        return step_lib.draw(PROCESS, seed, jnp.int32(step), jnp.zeros((count, 2, 2, 1)), jnp.zeros(count, jnp.int32), 0.5, 10)
+        return noised(jnp.zeros((count, 2, 2, 1)), jnp.zeros(count, jnp.int32), seed, jnp.int32(step))[1:]
 
     for small, large in zip(draw(0, 5, 8), draw(0, 5, 32)):
         np.testing.assert_array_equal(small, large[:8])
@@ -191,5 +209,5 @@ def test_lambda_zero_trains_the_final_head_alone():
 
 
 def test_loss_and_model_must_agree_on_the_heads():
-    with pytest.raises(UserError, match="one weight for each"):
+    with refused("config.loss.inter_weight", (0.5, 0.5), expected="one weight for each"):
         toy.experiment(**{"loss.inter_weight": (0.5, 0.5)})

@@ -1,0 +1,1 @@
+"""Experiments: all settings of a run, checked before anything is compiled."""

@@ -1,0 +1,127 @@
+"""The sections of an experiment, checked in full before anything is compiled.
+
+A config file returns an ml_collections.ConfigDict; `schema.bind` turns it into the frozen dataclasses below. Defaults
+live in configs/ and config/published.py alone: a field with a default here is off, or decided by its reader.
+"""
+
+import dataclasses
+
+from ig_jax.base.errors import UserError, check
+from ig_jax.data.dataset import DataConfig, open_split
+from ig_jax.data.sources import Source
+from ig_jax.data.spec import BatchSpec
+from ig_jax.diffusion.loss import LossConfig
+from ig_jax.diffusion.process import ProcessConfig
+from ig_jax.diffusion.recipe import Recipe
+from ig_jax.models.dit import DiTConfig
+from ig_jax.models.latents import LatentScaling
+from ig_jax.optim.ema import EmaConfig
+from ig_jax.optim.optimizer import AdamWConfig, MuonConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    fsdp_up_to: int = 1  # where fsdp is 1: the largest divisor of the devices up to this
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How long, and what is written when. Durations in steps, 0 for never."""
+
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    preview_every: int
+    preview_images: int
+    autoencoder: str = ""  # directory of the one that decodes previews of latents
+    checkpoint_minutes: float = 15.0  # a checkpoint also so long after the last one, 0 for never
+    skip_limit: int = 10  # steps skipped in a row after which a run goes back to its last checkpoint, once
+    skip_leaps: float = 0.0  # also skip losses so many standard deviations above the recent ones; 0 for never
+    step_deadline: float = 0.0  # seconds after which a step counts as hung; 0 for 10 median steps, at least 120
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("preview_every", "preview_images", "checkpoint_minutes", "skip_leaps", "step_deadline"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where a new run gets its weights; a resumed run goes on from its own checkpoint instead."""
+
+    checkpoint: str  # workdir of another run, or one of its steps; "" for fresh weights
+    ema: str  # which of its averages, by decay; "" for the first
+
+    def __post_init__(self):
+        given = self.checkpoint or not self.ema
+        check(given, "ema", self.ema, "empty without a checkpoint", "set --config.init.checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that defines a run and, in its checkpoint, everything a sampler needs."""
+
+    name: str
+    seed: int
+    init: InitConfig
+    model: DiTConfig
+    latents: LatentScaling  # name "pixels" for a model of the images themselves
+    process: ProcessConfig
+    loss: LossConfig
+    optimizer: AdamWConfig | MuonConfig
+    ema: EmaConfig
+    data: DataConfig
+    mesh: MeshConfig
+    run: RunConfig
+    sample: Recipe  # of previews, and the default of the sample command
+
+    def __post_init__(self):
+        check(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
+        self.process.check_model(self.model)
+        self.loss.check_model(self.model, self.process)
+        spec, of_pixels = self.batch_spec, self.latents.name == "pixels"
+        expected = f"{'pixels' if of_pixels else 'moments or latents'} for latents.name={self.latents.name!r}"
+        check((spec.holds == "pixels") == of_pixels, "data.holds", spec.holds, expected)
+        previews, expected = self.run.preview_images, "0 for a model of latents without an autoencoder"
+        decodable = of_pixels or not previews or self.run.autoencoder != ""
+        check(decodable, "run.preview_images", previews, expected, "set run.autoencoder")
+        self.optimizer.check_model(self.model)
+        try:
+            self.sample.check_model(self.model)
+        except UserError as error:
+            raise error.within("sample") from error
+
+    @property
+    def batch_spec(self) -> BatchSpec:
+        """What the config promises of its batches without opening the data; an opened source must match it."""
+        model = self.model
+        shape = (model.input_size, model.input_size, model.channels)
+        return self.data.spec(shape, self.latents, model.num_classes)
+
+    def open_split(self, split: str) -> Source:
+        """The source of one split.  Raises: UserError where it is not what the config promises."""
+        try:
+            return open_split(self.data, split, self.batch_spec)
+        except UserError as error:
+            if not error.name.startswith(("data.", "model.")):  # a file or a record, no setting
+                raise
+            raise error.within("config") from error
+
+    def of_data(self, spec: BatchSpec) -> "Experiment":
+        """The experiment with what its data and latents sections leave to the data as `spec` of the opened data says.
+
+        Latents that are stored normalised keep the scaling of the config, which decodes them.
+        """
+        stored = spec.holds != "pixels" and not spec.scaling.is_identity
+        return dataclasses.replace(self, data=self.data.of_data(spec), latents=spec.scaling if stored else self.latents)
+
+    def as_dict(self) -> dict:
+        """Plain JSON types; bind(Experiment, x.as_dict()) == x."""
+        return dataclasses.asdict(self) | {"sample": self.sample.flat()}

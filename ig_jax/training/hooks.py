@@ -1,0 +1,174 @@
+"""Hooks of the training loop: what happens every so many steps."""
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ig_jax.base.errors import Diverged, Preempted
+from ig_jax.base.progress import Progress
+from ig_jax.base.signals import AGAIN
+from ig_jax.checkpoints.steps import Checkpoints
+from ig_jax.config.experiment import Experiment
+from ig_jax.generation import captions, decode
+from ig_jax.generation.labels import labels_for
+from ig_jax.generation.sampler import Program, sample_latents
+from ig_jax.parallel import processes
+from ig_jax.pictures import images
+from ig_jax.training.saving import SaveClock
+from ig_jax.training.state import TrainState
+from ig_jax.training.tensorboard import TensorBoard
+from ig_jax.training.waiting import Waiting
+from ig_jax.training.workdir import MetricsFile
+
+SAVE = "save"  # what a process asks for when a checkpoint is due by the clock
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """The run after one step."""
+
+    step: int  # updates done
+    state: TrainState
+    metrics: dict[str, jax.Array]  # scalars of this step, on the devices
+    last: bool  # whether this was the last step
+    stopping: str  # the signal that asked the run to stop, or ""
+    progress: Progress
+    saving: bool = False  # whether the last checkpoint is so old that this step is saved
+
+    @functools.cached_property
+    def values(self) -> dict[str, float]:
+        """The metrics on the host; those that are not finite, as in a skipped step, are left out."""
+        values = {name: float(value) for name, value in jax.device_get(self.metrics).items()}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """An action of the loop every `every` steps (0 for never) and after the last one."""
+
+    every: int
+    action: Callable[[Moment], None]
+    first_process_only: bool = True
+    when_stopping: bool = False  # also when the run is asked to stop, or a checkpoint is due by the clock
+    patience: float = 1  # the time that it may take, in steps' deadlines
+
+    @property
+    def name(self) -> str:
+        """What it does, for a report."""
+        return self.action.__qualname__.partition(".")[0]
+
+    def __call__(self, moment: Moment) -> None:
+        """Act if it is time."""
+        due = (
+            moment.last
+            or moment.step % max(self.every, 1) == 0
+            or (self.when_stopping and (moment.stopping or moment.saving))
+        )
+        if self.every > 0 and due and (processes.is_first() or not self.first_process_only):
+            self.action(moment)
+
+
+def watch(every: int, limit: int, trained: Sequence[str]) -> Hook:
+    """Report the steps that were skipped; `trained` are the names of the parameters that have gradients.
+
+    Raises: Diverged once `limit` of them came in a row.
+    """
+    reported, names = 0, sorted(trained)
+
+    def action(moment: Moment) -> None:
+        nonlocal reported
+        guard = jax.device_get(moment.state.guard)
+        if guard.total == reported:
+            return
+        what = "loss" if guard.tensor < 0 else f"gradient of {names[guard.tensor]}"
+        line = f"{what} at step {guard.step} not finite, or far off; {guard.total - reported} steps skipped"
+        reported = int(guard.total)
+        if guard.longest >= limit:
+            raise Diverged(f"{line}, {guard.longest} in a row; lower optimizer.learning_rate and rerun the command")
+        if processes.is_first():
+            print(f"ig_jax: warning: {line}", file=sys.stderr, flush=True)
+
+    return Hook(every, action, first_process_only=False)
+
+
+def write_metrics(every: int, directory: Path, start: int) -> Hook:
+    """A line of metrics.jsonl; before a save, so that a step that is resumed from has its line."""
+    written = MetricsFile(directory, start) if processes.is_first() else None
+    return Hook(every, lambda moment: written.write(moment.step, moment.values) if written else None)
+
+
+def save(every: int, saver: Checkpoints, meta: dict, clock: SaveClock) -> Hook:
+    """A checkpoint; a run that was asked to stop leaves here.  Raises: Preempted."""
+
+    def action(moment: Moment) -> None:
+        with clock.saving():
+            saver.save(moment.step, moment.state.items(), meta)
+        if moment.stopping and not moment.last:
+            saver.wait()
+            processes.wait_for_all("the last step is saved")
+            raise Preempted(f"{moment.stopping} at step {moment.step}; saved, {AGAIN}", agreed=True)
+
+    return Hook(every, action, first_process_only=False, when_stopping=True)
+
+
+def log(every: int, tensorboard: TensorBoard, batch_size: int, waiting: Waiting, clock: SaveClock) -> Hook:
+    """The metrics, the rate and the share of waiting for data, in TensorBoard and on the terminal."""
+
+    def action(moment: Moment) -> None:
+        rate, waited = moment.progress.rate(), waiting.share()
+        speed = {"steps_per_second": rate, "data_wait": waited, "checkpoint_share": clock.share()}
+        tensorboard.scalars(moment.step, {**moment.values, **speed})
+        losses = [f"{n.removeprefix('loss/')} {v:.4f}" for n, v in moment.values.items() if n.startswith("loss/")]
+        moment.progress.show(
+            f"{'  '.join(losses)}  {rate:.2f} steps/s  {rate * batch_size:,.0f} images/s  data_wait {waited:.1%}"
+        )
+
+    return Hook(every, action)
+
+
+def preview(experiment: Experiment, mesh: jax.sharding.Mesh, directory: Path, tensorboard: TensorBoard) -> Hook:
+    """A sheet of images sampled by the config's recipe from the first EMA, as a PNG file and in TensorBoard.
+
+    Latents are decoded by the autoencoder of config.run. Every process samples its part; the first one writes.
+    """
+    e, count, ema = experiment, experiment.run.preview_images, experiment.ema.names[0]
+    autoencoder = decode.load_autoencoder(e.run.autoencoder, e.latents) if count and e.run.autoencoder else None
+    if count and autoencoder is None:
+        decode.check_drawable(e.model.channels, "previews", "set run.preview_images=0")
+
+    def action(moment: Moment) -> None:
+        indices = np.arange(count)
+        labels = labels_for(indices, "balanced", e.model.num_classes, e.seed)
+        batches = sample_latents(
+            Program.of(e.sample, e.model, e.process),
+            moment.state.ema[ema],
+            {},
+            e.sample.scales,
+            mesh=mesh,
+            seed=e.seed,
+            indices=indices,
+            labels=labels,
+            batch_size=count,
+        )
+        to_uint8 = decode.make_decoder(mesh, e.latents, autoencoder)
+        sampled = np.concatenate([processes.whole(to_uint8(batch.latents)) for batch in batches])[:count]
+        if processes.is_first():
+            from ig_jax.pictures import plots  # late: matplotlib takes half a second
+
+            order, each = np.argsort(labels, kind="stable"), np.bincount(labels).max()
+            # Near square, with the images of a class next to each other.
+            columns = int(each * max(1, round(math.sqrt(count) / each)))
+            caption = captions.caption(e.name, moment.step, ema, "", e.sample, e.seed)
+            picture = plots.sheet(sampled[order], columns=columns, caption=caption)
+            (directory / "previews").mkdir(exist_ok=True)
+            images.write_png(directory / "previews" / f"step_{moment.step:07d}.png", picture)
+            tensorboard.image(moment.step, picture)
+
+    every = e.run.preview_every or e.run.steps  # 0: only after the last step
+    return Hook(every if count else 0, action, first_process_only=False, patience=10)

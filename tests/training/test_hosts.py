@@ -1,0 +1,160 @@
+"""Training in two processes: the run of one process, and all of them leave when one does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import toy
+
+from ig_jax.base.errors import BUG, PEER_FAILED, RESUMABLE
+
+SLOW = pytest.mark.skipif(os.environ.get("IG_JAX_SLOW") != "1", reason="IG_JAX_SLOW=1 runs the long ones")
+FLAGS = ["--config=configs/digits.py", *toy.flags(**{"run.steps": 8, "run.checkpoint_every": 5})]
+LONG = [*FLAGS, "--config.run.steps=100000"]
+
+
+class Two:
+    """Two processes of `ig_jax.train`, or of it with a fault, each with its log."""
+
+    def __init__(self, workdir, *flags, fault="", devices=1):
+        self.workdir = workdir
+        self.logs = [workdir.with_name(f"{workdir.name}-{index}.log") for index in range(2)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = ["tests/faulty.py", fault] if fault else ["-m", "ig_jax.train"]
+        self.processes = []
+        for index, log in enumerate(self.logs):
+            place = {"PROCESSES": "2", "PROCESS": str(index), "COORDINATOR": f"127.0.0.1:{port}"}
+            environment = toy.environment(devices) | {f"IG_JAX_{name}": value for name, value in place.items()}
+            with log.open("w") as output:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, *command, *flags, f"--workdir={workdir}", "--heartbeat_timeout=5"],
+                        cwd=toy.ROOT,
+                        env=environment,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+
+    def wait_for(self, step):
+        path, deadline = self.workdir / "metrics.jsonl", time.monotonic() + toy.HANGS
+        while not (path.exists() and path.read_text().count("\n") >= step):
+            assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes), self.last_lines()
+            time.sleep(0.05)
+
+    def end(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def codes(self):
+        return [process.wait(timeout=toy.HANGS) for process in self.processes]
+
+    def last_lines(self):
+        return [log.read_text().rstrip().rpartition("\n")[2] for log in self.logs]
+
+
+def losses(workdir):
+    return [json.loads(line)["loss/total"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def digests(workdir, step):
+    return json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())["arrays"]
+
+
+@pytest.fixture(scope="module")
+def start():
+    """`Two`, of which nothing is left after the tests."""
+    started = []
+    yield lambda *arguments, **options: started.append(Two(*arguments, **options)) or started[-1]
+    for two in started:
+        two.end()
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """A run in two processes with four devices each, its state over four of the eight."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    sharded = ["--config.mesh.fsdp=4", "--config.run.preview_images=4", "--config.model.width=128"]
+    two = start(workdir, *FLAGS, *sharded, devices=4)
+    assert two.codes() == [0, 0], two.last_lines()
+    return workdir, sharded
+
+
+def test_two_processes_train_as_one_does(whole, tmp_path):
+    workdir, sharded = whole
+    done = toy.run("ig_jax.train", *FLAGS, *sharded, f"--workdir={tmp_path}", devices=8)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(workdir), losses(tmp_path), rtol=1e-6)
+    assert len(list((workdir / "previews").iterdir())) == 1
+
+
+def test_one_process_goes_on_where_two_were(whole):
+    workdir, sharded = whole
+    done = toy.run("ig_jax.train", *FLAGS, *sharded, f"--workdir={workdir}", "--config.run.steps=9", devices=8)
+    assert done.returncode == 0 and "8 -> 9" in done.stdout, done.stderr
+    assert len(losses(workdir)) == 9
+
+
+def test_a_signal_to_one_stops_both_after_the_same_step(start, tmp_path):
+    two = start(tmp_path / "run", *LONG)
+    two.wait_for(1)
+    two.processes[1].send_signal(signal.SIGUSR1)
+    assert two.codes() == [RESUMABLE] * 2, two.last_lines()
+    step = len(losses(two.workdir))
+    assert two.last_lines() == [f"ig_jax: stopped: SIGUSR1 at step {step}; saved, rerun the same command to resume"] * 2
+    assert digests(two.workdir, step)
+
+
+def test_an_exception_in_one_ends_both_at_once_with_its_line(start, tmp_path):
+    two = start(tmp_path / "run", *LONG, fault="raise@3:1")
+    assert two.processes[1].wait(timeout=toy.HANGS) == BUG
+    failed = time.monotonic()
+    assert two.codes() == [PEER_FAILED, BUG], two.last_lines()
+    assert time.monotonic() - failed < 5
+    line = "RuntimeError: boom"
+    assert two.last_lines() == [f"ig_jax: error: process 1: {line}", f"ig_jax: error: {line}"]
+
+
+def test_a_frozen_process_is_noticed(start, tmp_path):
+    two = start(tmp_path / "run", *LONG)
+    two.wait_for(1)
+    two.processes[1].send_signal(signal.SIGSTOP)
+    assert two.processes[0].wait(timeout=toy.HANGS) == PEER_FAILED
+    assert two.last_lines()[0] == "ig_jax: error: process 1 has been silent for 5 s"
+
+
+@pytest.mark.parametrize("fault", ["hang@3:1", pytest.param("save@5:1", marks=SLOW)])
+def test_a_process_that_hangs_ends_both_with_every_stack(start, tmp_path, fault):
+    two = start(tmp_path / "run", *LONG, "--config.run.step_deadline=15", fault=fault)
+    assert two.codes() == [RESUMABLE] * 2, two.last_lines()
+    assert all("took more than 15 s" in line for line in two.last_lines())
+    assert "most recent call first" in two.logs[1].read_text() and "faulty.py" in two.logs[1].read_text()
+
+
+@SLOW
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("seconds", [1, 3, 6, 9])
+def test_before_the_first_step_both_leave_at_once(start, tmp_path, number, seconds):
+    two = start(tmp_path / "run", *LONG)
+    time.sleep(seconds)
+    asked = time.monotonic()
+    two.processes[0].send_signal(number)
+    assert two.codes()[0] == RESUMABLE and time.monotonic() - asked < 20, two.last_lines()
+
+
+@SLOW
+def test_a_killed_process_ends_its_peer(start, tmp_path):
+    for victim in (0, 1):
+        two = start(tmp_path / f"run{victim}", *LONG)
+        two.wait_for(2)
+        two.processes[victim].kill()
+        assert two.processes[1 - victim].wait(timeout=30) in (PEER_FAILED, -signal.SIGABRT)
