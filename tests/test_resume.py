@@ -18,11 +18,11 @@ from refusal import refused
 from ig_jax.base.errors import BAD_INPUT, RESUMABLE, Preempted
 from ig_jax.checkpoints.steps import Checkpoints
 from ig_jax.generation import pretrained
-from ig_jax.training import resume
+from ig_jax.training import goodput, resume
 from ig_jax.training.loop import train
 from ig_jax.training.program import TrainProgram
 from ig_jax.training.tensorboard import TensorBoard
-from ig_jax.training.workdir import MetricsFile
+from ig_jax.training.workdir import MetricsFile, read_metrics
 
 STEPS = 20
 FLAGS = toy.flags(**{"run.steps": STEPS, "run.checkpoint_every": 4})
@@ -47,7 +47,7 @@ def launch(workdir, *more):
 def metrics(workdir):
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return {line["step"]: line for line in map(json.loads, lines)}
+    return {line["step"]: toy.learnt(line) for line in map(json.loads, lines)}
 
 
 def wait_for_step(workdir, process, step):
@@ -101,16 +101,22 @@ def test_a_finished_run_has_nothing_to_do(uninterrupted):
 
 
 def test_killed_at_random_moments_it_ends_in_the_same_bits(uninterrupted, tmp_path):
-    chance = random.Random(int.from_bytes(os.urandom(4), "big"))
+    chance, moments = random.Random(int.from_bytes(os.urandom(4), "big")), [time.time()]
     for low, high in ((2, 9), (9, 17)):
         process = launch(tmp_path)
         wait_for_step(tmp_path, process, chance.randint(low, high))
         time.sleep(chance.random() * 0.2)
         process.kill()
         process.communicate()
+        moments.append(time.time())
     done = toy.run(*command(tmp_path))
     assert done.returncode == 0, done.stderr
     assert_equals(tmp_path, uninterrupted[0])
+    last = read_metrics(tmp_path)[-1]
+    seconds = {kind: last[f"seconds/{kind}"] for kind in goodput.KINDS}
+    assert sum(seconds.values()) == pytest.approx(last["seconds/total"], rel=0.01)
+    assert moments[2] - moments[1] < last["seconds/total"] < time.time() - moments[0]
+    assert min(seconds[kind] for kind in ("productive", "start", "compile", "checkpoint", "down")) > 0
 
 
 def test_asked_to_stop_it_saves_and_says_that_it_can_resume(uninterrupted, tmp_path):

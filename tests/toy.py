@@ -166,3 +166,8 @@ def environment(devices: int = 1) -> dict[str, str]:
 def replace(config, **changes):
     """dataclasses.replace, for short lines in tests."""
     return dataclasses.replace(config, **changes)
+
+
+def learnt(line: dict) -> dict:
+    """A line of metrics.jsonl without what depends on the clock."""
+    return {name: value for name, value in line.items() if not name.startswith(("seconds/", "goodput"))}

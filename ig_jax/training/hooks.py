@@ -20,6 +20,7 @@ from ig_jax.generation.labels import labels_for
 from ig_jax.generation.sampler import Program, sample_latents
 from ig_jax.parallel import processes
 from ig_jax.pictures import images
+from ig_jax.training.goodput import Goodput
 from ig_jax.training.saving import SaveClock
 from ig_jax.training.state import TrainState
 from ig_jax.training.tensorboard import TensorBoard
@@ -57,6 +58,7 @@ class Hook:
     first_process_only: bool = True
     when_stopping: bool = False  # also when the run is asked to stop, or a checkpoint is due by the clock
     patience: float = 1  # the time that it may take, in steps' deadlines
+    spends: str = "productive"  # the kind of its time, see goodput.KINDS: most hooks wait for a step
 
     @property
     def name(self) -> str:
@@ -97,33 +99,35 @@ def watch(every: int, limit: int, trained: Sequence[str]) -> Hook:
     return Hook(every, action, first_process_only=False)
 
 
-def write_metrics(every: int, directory: Path, start: int) -> Hook:
+def write_metrics(every: int, directory: Path, start: int, goodput: Goodput) -> Hook:
     """A line of metrics.jsonl; before a save, so that a step that is resumed from has its line."""
     written = MetricsFile(directory, start) if processes.is_first() else None
-    return Hook(every, lambda moment: written.write(moment.step, moment.values) if written else None)
+    return Hook(every, lambda m: written.write(m.step, m.values | goodput.metrics()) if written else None)
 
 
-def save(every: int, saver: Checkpoints, meta: dict, clock: SaveClock) -> Hook:
+def save(every: int, saver: Checkpoints, meta: dict, clock: SaveClock, goodput: Goodput) -> Hook:
     """A checkpoint; a run that was asked to stop leaves here.  Raises: Preempted."""
 
     def action(moment: Moment) -> None:
         with clock.saving():
-            saver.save(moment.step, moment.state.items(), meta)
+            saver.save(moment.step, moment.state.items(), meta | {"goodput": goodput.carried()})
         if moment.stopping and not moment.last:
             saver.wait()
             processes.wait_for_all("the last step is saved")
             raise Preempted(f"{moment.stopping} at step {moment.step}; saved, {AGAIN}", agreed=True)
 
-    return Hook(every, action, first_process_only=False, when_stopping=True)
+    return Hook(every, action, first_process_only=False, when_stopping=True, spends="checkpoint")
 
 
-def log(every: int, tensorboard: TensorBoard, batch_size: int, waiting: Waiting, clock: SaveClock) -> Hook:
+def log(
+    every: int, tensorboard: TensorBoard, batch_size: int, waiting: Waiting, clock: SaveClock, goodput: Goodput
+) -> Hook:
     """The metrics, the rate and the share of waiting for data, in TensorBoard and on the terminal."""
 
     def action(moment: Moment) -> None:
         rate, waited = moment.progress.rate(), waiting.share()
         speed = {"steps_per_second": rate, "data_wait": waited, "checkpoint_share": clock.share()}
-        tensorboard.scalars(moment.step, {**moment.values, **speed})
+        tensorboard.scalars(moment.step, {**moment.values, **speed, **goodput.metrics()})
         losses = [f"{n.removeprefix('loss/')} {v:.4f}" for n, v in moment.values.items() if n.startswith("loss/")]
         moment.progress.show(
             f"{'  '.join(losses)}  {rate:.2f} steps/s  {rate * batch_size:,.0f} images/s  data_wait {waited:.1%}"
@@ -171,4 +175,4 @@ def preview(experiment: Experiment, mesh: jax.sharding.Mesh, directory: Path, te
             tensorboard.image(moment.step, picture)
 
     every = e.run.preview_every or e.run.steps  # 0: only after the last step
-    return Hook(every if count else 0, action, first_process_only=False, patience=10)
+    return Hook(every if count else 0, action, first_process_only=False, patience=10, spends="evaluation")

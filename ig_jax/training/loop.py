@@ -25,6 +25,7 @@ from ig_jax.parallel.mesh import check_batch, make_mesh
 from ig_jax.parallel.peers import Agreement
 from ig_jax.parallel.sharding import from_local_rows, local_row_numbers
 from ig_jax.training import hooks, resume, workdir
+from ig_jax.training.goodput import Goodput
 from ig_jax.training.initialise import starting_weights
 from ig_jax.training.program import TrainProgram
 from ig_jax.training.saving import SaveClock
@@ -41,7 +42,7 @@ def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hoo
     more_hooks: called after those of the loop itself: metrics, checkpoint, log, preview.
     Raises: UserError for bad input, Diverged for a loss that is not finite, Preempted after a signal.
     """
-    e, path = experiment, workdir.prepare(directory)
+    e, path, goodput = experiment, workdir.prepare(directory), Goodput()
     with contextlib.ExitStack() as stack:
         processes.first_alone(lambda: stack.enter_context(workdir.Lease(path)) if processes.is_first() else None)
 
@@ -59,13 +60,14 @@ def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hoo
         saver = stack.enter_context(checkpoints.Checkpoints(path / "checkpoints", keep=e.run.keep_checkpoints))
         compilation = stack.enter_context(Compilation(program.lower))
         changed: dict[int, list[str]] = {}
-        before_reading = functools.partial(_check_resumable, e, fingerprint, compilation, changed)
+        before_reading = functools.partial(_check_resumable, e, fingerprint, compilation, changed, goodput)
         state = restored(saver, program.layout, before_reading)
         if state is None:
             weights = starting_weights(e, mesh)
             compilation.begin()
             state = born_sharded(program.new, program.layout, weights)
         start = int(state.step)
+        goodput.resume(start, *workdir.last_sign_of_life(path))
         if start >= e.run.steps:
             print(f"nothing to do: {path} already holds step {start}")
             return state
@@ -78,15 +80,18 @@ def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hoo
                 print(f"changed     {line}", flush=True)
 
         # 5. Step to the end, or to a stop; after too many bad steps once more, from the last checkpoint.
-        run = Run(e, path, mesh, source, saver, compilation.result(), fingerprint, stack)
+        with goodput.during("compile"):
+            train_step = compilation.result()
+        run = Run(e, path, mesh, source, saver, train_step, fingerprint, goodput, stack)
         with processes.sharing_fate():
             try:
                 state = run.steps(state, more_hooks)
             except Diverged as error:
                 saver.wait()
-                state = restored(saver, program.layout)
+                state = restored(saver, program.layout, goodput.note)
                 if state is None:
                     raise
+                goodput.go_back(int(state.step))
                 if processes.is_first():
                     print(f"ig_jax: warning: {error}; going back to step {int(state.step)}, once", file=sys.stderr)
                 state = run.steps(state, more_hooks)
@@ -108,10 +113,11 @@ class Run:
         saver: checkpoints.Checkpoints,
         train_step: jax.stages.Compiled,
         fingerprint: dict,
+        goodput: Goodput,
         stack: contextlib.ExitStack,
     ):
         self.experiment, self.path, self.mesh, self.source = experiment, path, mesh, source
-        self.saver, self.train_step = saver, train_step
+        self.saver, self.train_step, self.goodput = saver, train_step, goodput
         self.meta = {
             "config": experiment.as_dict(),
             "data": fingerprint,
@@ -119,7 +125,7 @@ class Run:
             "versions": versions(),
             "devices": jax.device_count(),
         }
-        self.waiting, self.clock = Waiting(), SaveClock(experiment.run.checkpoint_minutes)
+        self.waiting, self.clock = Waiting(goodput.waited), SaveClock(experiment.run.checkpoint_minutes)
         self.progress = stack.enter_context(Progress(experiment.run.steps, "steps"))
         self.tensorboard = stack.enter_context(TensorBoard(path))
         self.agreement, self.stop = stack.enter_context(Agreement()), stack.enter_context(StopRequest())
@@ -131,9 +137,9 @@ class Run:
         trained = [name for name in state.params if e.optimizer.trains(name)]
         return [
             hooks.watch(e.run.log_every, e.run.skip_limit, trained),
-            hooks.write_metrics(e.run.log_every, self.path, start),
-            hooks.save(e.run.checkpoint_every, self.saver, self.meta, self.clock),
-            hooks.log(e.run.log_every, self.tensorboard, e.data.batch_size, self.waiting, self.clock),
+            hooks.write_metrics(e.run.log_every, self.path, start, self.goodput),
+            hooks.save(e.run.checkpoint_every, self.saver, self.meta, self.clock, self.goodput),
+            hooks.log(e.run.log_every, self.tensorboard, e.data.batch_size, self.waiting, self.clock, self.goodput),
             hooks.preview(e, self.mesh, self.path, self.tensorboard),
         ]
 
@@ -146,6 +152,7 @@ class Run:
             for step, batch in enumerate(self.watchdog.timed(self.waiting.batches(feed), start), start + 1):
                 placed = {name: from_local_rows(part, self.mesh, size) for name, part in batch.items()}
                 state, metrics = self.train_step(state, placed)
+                self.goodput.enter("productive")
                 self.waiting.step(metrics)
                 self.progress.advance()
                 asked = self._asked(step)
@@ -153,7 +160,8 @@ class Run:
                 moment = hooks.Moment(step, state, metrics, step == last, stopping, self.progress, saving)
                 for hook in actions:
                     self.watchdog.expect(f"{hook.name} after step {step}", hook.patience)
-                    hook(moment)
+                    with self.goodput.during(hook.spends):
+                        hook(moment)
                 if moment.last:
                     break
         return state
@@ -193,12 +201,18 @@ class Compilation:
 
 
 def _check_resumable(
-    e: Experiment, fingerprint: dict, compilation: Compilation, changed: dict[int, list[str]], meta: dict
+    e: Experiment,
+    fingerprint: dict,
+    compilation: Compilation,
+    changed: dict[int, list[str]],
+    goodput: Goodput,
+    meta: dict,
 ) -> None:
     """Refuse the checkpoint of other data or another network; compile while it is read if there are steps left.
 
     changed: gets the lines of what has changed, by the step of the checkpoint.
     """
+    goodput.note(meta)
     pipeline.check_fingerprint(meta["data"], fingerprint)
     changed[meta["step"]] = resume.changes(bind(Experiment, meta["config"]), e, meta["step"])
     if meta["step"] < e.run.steps:

@@ -1,7 +1,7 @@
 """Waiting for data: the share of the wall time in which the devices had nothing to do."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -16,8 +16,9 @@ class Waiting:
     finished; the time counts where that step is done when the batch arrives, and then all of it.
     """
 
-    def __init__(self):
+    def __init__(self, tell: Callable[[float], None] = lambda seconds: None):
         self._began, self._lost = time.perf_counter(), 0.0
+        self._tell = tell  # of the seconds of each wait
         self._running: Any = None  # an array of the last step, whose `is_ready` no type declares
 
     def batches(self, feed: Iterable[Batch]) -> Iterator[Batch]:
@@ -29,7 +30,9 @@ class Waiting:
             if batch is None:
                 return
             if self._running is not None and self._running.is_ready():
-                self._lost += time.perf_counter() - began
+                seconds = time.perf_counter() - began
+                self._lost += seconds
+                self._tell(seconds)
             yield batch
 
     def step(self, metrics: dict[str, jax.Array]) -> None:

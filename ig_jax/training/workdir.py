@@ -1,5 +1,6 @@
 """The work directory of a run: its lease, and metrics.jsonl."""
 
+import contextlib
 import io
 import json
 import math
@@ -65,6 +66,25 @@ class Lease:
 
     def __exit__(self, *exception) -> None:
         self._file.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl that hold metrics of a step, in order."""
+    path = workdir / "metrics.jsonl"
+    found = []
+    for line in path.read_bytes().decode(errors="replace").split("\n") if path.exists() else ():
+        with contextlib.suppress(ValueError):  # torn
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict) and "step" in line]
+
+
+def last_sign_of_life(workdir: Path) -> tuple[float, float]:
+    """(seconds after the first start of the run, the time) of the last line of metrics.jsonl, (0, 0) for none."""
+    lines = read_metrics(workdir)
+    alive = lines[-1].get("seconds/total", 0.0) if lines else 0.0
+    # An object in a bucket has no time that its library gives alike everywhere: then no time between is known.
+    at = time.time() if is_remote(workdir) else (workdir / "metrics.jsonl").stat().st_mtime if alive else 0.0
+    return alive, at
 
 
 class MetricsFile:
