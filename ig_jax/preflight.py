@@ -1,10 +1,11 @@
 """Compile a run for a machine that need not be present, and report whether it fits and what it will cost.
 
-  python -m ig_jax.preflight --config=configs/sit_imagenet256.py:XL --target=tpu:v5e:16x16
-  python -m ig_jax.preflight --config=configs/sit_imagenet256.py:XL --config.data.batch_size=1024 \\
-      --target=gpu:h200:8
+  python -m ig_jax.preflight --config=configs/sit_imagenet256.py:XL --target=v5e-256
+  python -m ig_jax.preflight --config=configs/sit_imagenet256.py:XL --config.data.batch_size=1024 --target=gpu:h200:8
 
-Targets: tpu:v5e:16x16, tpu:v5p:4x4x4, tpu:v6e:8x8, gpu:h200:8, gpu:h100:8, gpu:a100:8, cpu:8, and other sizes.
+Targets: tpu:v5e:16x16, tpu:v6e:8x8 or, as Google names slices, v5e-256, v6e-64, v5p-128 and v4-32 (the last two count
+two cores a chip); gpu:h200:8, gpu:h100:8, gpu:a100:8, a3-highgpu-8g, p5.48xlarge; cpu:8; and other sizes. A kind of
+device without a size, as in gpu:h100, is one device.
 The train step and the sampler are those that `train` and `sample` compile; nothing runs and no array is allocated.
 The compiler for TPUs comes with jax[tpu], the one for GPUs with jax[cuda12]: pip install 'ig_jax[preflight]' installs
 both.
@@ -28,7 +29,7 @@ from ig_jax.forecast.targets import compile_quickly, open_target
 
 FLAGS = config_files.ConfigFlags("Config file of the experiment, as for train; override any key: --config.mesh.fsdp=8.")
 _at: dict[str, Any] = {"flag_values": FLAGS}
-TARGET = flags.DEFINE_list("target", [], "One machine or several, such as tpu:v5e:4x4,gpu:h200:8.", **_at)
+TARGET = flags.DEFINE_list("target", [], "One machine or several, such as v5e-16,gpu:h200:8.", **_at)
 SAMPLE_BATCH = flags.DEFINE_integer(
     "sample_batch", 64, "Images in one batch of the sampler, on all devices; 0 leaves the sampler out.", **_at
 )

@@ -4,14 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-from ig_jax.forecast.report import GIB, rough
+from ig_jax.forecast.report import binary, exchanged, rough
 
 
 def markdown(results: list[dict]) -> str:
     """A table of the JSON of many reports; of several reports of one run, target and batch, the last one counts."""
     latest = {(r["run"], r["target"], r["batch"]): r for r in results}
     lines = [
-        "| run | target | batch | data x fsdp | remat, micro-batches | GiB a device | exchanged a step | estimate |",
+        "| run | target | batch | data x fsdp | remat, micro-batches | memory a device | exchanged a step | estimate |",
         "|" + 8 * "---|",
     ]
     return "\n".join(lines + [_row(r) for r in sorted(latest.values(), key=lambda r: (r["run"], r["batch"]))])
@@ -19,20 +19,16 @@ def markdown(results: list[dict]) -> str:
 
 def _row(result: dict) -> str:
     train, mesh, guess = result["train"], result["mesh"], result["train"]["estimate"]
-    sums = {kind: sum(axes.values()) for kind, axes in train["collectives"].items()}
-    exchanged = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sums.items() if size > 1e7) or "nothing"
-    memory = f"{train['used'] / GIB:.1f} of {train['limit'] / GIB:.1f}"
+    memory = f"{binary(train['used'])} of {binary(train['limit'])}"
     memory += "" if train["used"] <= train["limit"] else ", DOES NOT FIT"
     rate = "-"
     if guess:
         rate = f"{rough(result['batch'] / (guess['products'] + guess['memory'] + guess['exchange']))} images/s"
-    devices, fit = (
-        f"{result['devices']} x {result['target'].split(':')[1]}",
-        f"{result['remat']}, {result['accumulate']}",
-    )
+    kind, model, *_ = result["target"].split(":")
+    device, fit = "cpu" if kind == "cpu" else model, f"{result['remat']}, {result['accumulate']}"
     return (
-        f"| {result['run']} | {devices} | {result['batch']} | {mesh['data']} x {mesh['fsdp']} | {fit} | {memory} | "
-        f"{exchanged} | {rate} |"
+        f"| {result['run']} | {result['devices']} x {device} | {result['batch']} | {mesh['data']} x {mesh['fsdp']} | "
+        f"{fit} | {memory} | {exchanged(train['collectives'], axes=False)} | {rate} |"
     )
 
 

@@ -28,7 +28,8 @@ from ig_jax.training.program import TrainProgram
 Lower = Callable[[], jax.stages.Lowered]
 GIB = 2**30
 REMATS = ("none", "dots", "full")  # from what keeps the most to what keeps the least
-GIBI = {"K": 2**10, "M": 2**20, "G": GIB}
+GIBI = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+IMAGENET = 1_281_167  # images of its training split
 
 
 def memory_limit(target: Target) -> int:
@@ -38,15 +39,32 @@ def memory_limit(target: Target) -> int:
 
 
 def binary(size: float) -> str:
-    """A number of bytes in units of 1024."""
-    unit = next((unit for unit in "GM" if size >= GIBI[unit]), "K")
+    """Bytes of memory, in units of 1024."""
+    unit = next((unit for unit in "TGM" if size >= GIBI[unit]), "K")
     return f"{size / GIBI[unit]:,.2f} {unit}iB"
+
+
+def exchanged(collectives: dict[str, dict[str, int]], axes: bool) -> str:
+    """Bytes of each kind of collective in units of 1000, as the speeds of links are; `axes`: over which axes each."""
+    words = []
+    for kind, by in collectives.items():
+        for name, size in by.items() if axes else [("", sum(by.values()))]:
+            power, unit = next(((p, u) for p, u in ((9, "GB"), (6, "MB")) if size >= 10**p), (3, "kB"))
+            words.append(f"{kind} {size / 10**power:,.2f} {unit}{f' over {name}' if axes else ''}")
+    return ("; " if axes else ", ").join(words) or "nothing"
 
 
 def rough(value: float) -> str:
     """A positive estimate with two significant digits."""
     digits = 1 - math.floor(math.log10(value)) if value > 0 else 0
     return f"{round(value, digits):,.{max(digits, 0)}f}"
+
+
+def duration(seconds: float) -> str:
+    """An estimated time in the unit that suits it."""
+    units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s"))
+    size, unit = next(((size, unit) for size, unit in units if seconds >= 2 * size), units[-1])
+    return f"{rough(seconds / size)} {unit}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +103,10 @@ class ProgramReport:
         if self.flops:
             times = self.device_flops * devices / self.flops
             counted = f"{self.flops / 1e12:,.4g} TFLOP from the config, {times:.2f} times that as compiled"
-        sizes = [(kind, axes, size) for kind, by in self.collectives.items() for axes, size in by.items()]
-        exchanged = "; ".join(f"{kind} {binary(size)} over {axes}" for kind, axes, size in sizes)
-        lines.append(f"  {'donated':<34}{binary(self.donated):>12}")
-        lines += [f"  compute     {counted}; attention {self.attention}", f"  exchange    {exchanged or 'nothing'}"]
+        if self.donated:
+            lines.append(f"  in place    {binary(self.donated)} of these are donated: written over, and counted once")
+        lines.append(f"  compute     {counted}; attention {self.attention}")
+        lines.append(f"  exchange    {exchanged(self.collectives, axes=True)}")
         if e := self.estimate:
             products, memory, exchange = (rough(1e3 * part) for part in (e.products, e.memory, e.exchange))
             lines.append(
@@ -111,6 +129,7 @@ class Report:
     remat: str
     accumulate: int
     steps: int
+    epochs: float  # of ImageNet; 0 for other data, whose size is not known
     train: ProgramReport
     sampler: ProgramReport | None
 
@@ -122,15 +141,18 @@ class Report:
     def page(self) -> str:
         """The forecast as one page of text."""
         mesh = ", ".join(f"{axis} {size}" for axis, size in self.mesh.items())
+        pieces = f" in {self.accumulate} micro-batches" if self.accumulate > 1 else ""
         lines = [
-            f"run         {self.run}: batch {self.batch} in {self.accumulate} micro-batch(es), remat {self.remat}, "
-            f"{self.steps:,} steps",
+            f"run         {self.run}: batch {self.batch}{pieces}, remat {self.remat}",
             f"target      {self.target}: {self.devices} x {self.device}, mesh {mesh}",
             *self.train.lines(self.devices),
         ]
+        length = f"{self.steps:,} steps, {self.steps * self.batch:,} images"
+        length += f", {rough(self.epochs)} epochs of ImageNet" if self.epochs else ""
         if guess := self.train.estimate:
-            hours = guess.seconds * self.steps / 3600
-            lines.append(f"  whole run   {rough(hours)} hours, {rough(hours * self.devices)} chip-hours (estimate)")
+            seconds = guess.seconds * self.steps
+            length += f"; {duration(seconds)}, {rough(seconds * self.devices / 3600)} device hours (estimate)"
+        lines.append(f"  whole run   {length}")
         lines += self.sampler.lines(self.devices) if self.sampler else []
         none = "none; python -m ig_jax.benchmark measures a machine that is present"
         lines.append(f"estimates   {f'{roofline.ASSUMPTIONS}; nothing was run' if guess else none}")
@@ -145,7 +167,7 @@ class Report:
         for remat, count in itertools.product(kept, (self.accumulate, 2 * self.accumulate, 4 * self.accumulate)):
             if (remat, count) != (self.remat, self.accumulate):
                 flags.append(f"--config.model.remat={remat} --config.optimizer.accumulate={count}")
-        return "\n  ".join([f"{over / GIB:.2f} GiB too many on each device; these settings need less:", *flags])
+        return "\n  ".join([f"{binary(over)} too many on each device; these settings need less:", *flags])
 
 
 def forecast(experiment: Experiment, target: Target, sample_batch: int) -> Report:
@@ -166,6 +188,7 @@ def forecast(experiment: Experiment, target: Target, sample_batch: int) -> Repor
         batch=e.data.batch_size,
         **dataclasses.asdict(program.fit),
         steps=e.run.steps,
+        epochs=e.run.steps * e.data.batch_size / IMAGENET if e.model.num_classes == 1000 else 0,
         train=forecast_train(e, program, target, mesh),
         sampler=forecast_sampler(e, target, mesh, sample_batch) if sample_batch else None,
     )
@@ -208,7 +231,7 @@ def _compiled(
     except jax.errors.JaxRuntimeError as error:
         # A TPU's compiler plans the memory itself and refuses with the bytes it would need, of everything ("Used
         # 20.51G of 15.75G hbm") or of temporaries alone ("HLO temporaries (26.82G) exceeds available HBM (15.75G)").
-        sizes = re.findall(r"([\d.]+)([KMG])\b", str(error))
+        sizes = re.findall(r"([\d.]+)([KMGT])\b", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not sizes:
             raise
         used = max(int(float(size) * GIBI[unit]) for size, unit in sizes)

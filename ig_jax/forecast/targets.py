@@ -9,6 +9,7 @@ import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -16,7 +17,11 @@ from jax.experimental import topologies
 from ig_jax.base.errors import UserError, check, one_line
 from ig_jax.parallel.hardware import CHIPS, Chip
 
-TPUS = {"v5e": "v5litepod-{}", "v5p": "v5p-{}", "v6e": "v6e-{}"}  # accelerator types; v5p counts two cores a chip
+# Accelerator type of a slice, cores that it counts for each chip, dimensions of its mesh.
+TPUS = {"v4": ("v4-{}", 2, 3), "v5e": ("v5litepod-{}", 1, 2), "v5p": ("v5p-{}", 2, 3), "v6e": ("v6e-{}", 1, 2)}
+# The clouds' names of whole machines: Google's "a3-highgpu-8g", where the number is that of the GPUs, and Amazon's.
+MACHINES = {"a2-ultragpu": "a100", "a3-highgpu": "h100", "a3-megagpu": "h100", "a3-ultragpu": "h200"}
+MACHINES |= {"p4de.24xlarge": "a100", "p5.48xlarge": "h100", "p5e.48xlarge": "h200", "p5en.48xlarge": "h200"}
 # Compute capability; shared memory of a multiprocessor and of a block, multiprocessors, L2 cache, clock in GHz.
 GPUS = {
     "a100": ((8, 0), 167_936, 166_912, 108, 40 << 20, 1.41),
@@ -24,7 +29,7 @@ GPUS = {
     "h200": ((9, 0), 233_472, 232_448, 132, 50 << 20, 1.98),
 }
 MODULES = {"tpu": ("libtpu", "jax[tpu]"), "gpu": ("jax_plugins.xla_cuda12", "jax[cuda12]")}
-EXAMPLES = "tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:8x8, gpu:h200:8, gpu:h100:8, gpu:a100:8 or cpu:8"
+EXAMPLES = "v5e-16, v4-32, tpu:v5p:4x4x4, gpu:h100:8, a3-ultragpu-8g or cpu:8"
 FULL_BOX = 8  # GPUs on one NVLink switch
 
 
@@ -52,15 +57,44 @@ def open_target(name: str) -> Target:
 
     Raises: UserError for an unknown machine, or when its compiler is not installed.
     """
-    forms = rf"(cpu):()(\d+)|(tpu):({'|'.join(TPUS)}):(\d+x\d+(?:x\d+)?)|(gpu):({'|'.join(GPUS)}):(\d+)"
-    found = re.fullmatch(forms, name)
-    kind, model, size = (part for part in found.groups() if part is not None) if found else ("", "", "")
-    check(bool(found) and size != "0", "--target", name, f"one such as {EXAMPLES}")
+    kind, model, size = described(name)
+    known = ":".join(filter(None, (kind, model, size)))
     if kind == "cpu":
-        return Target(name, _cpu_devices(name, int(size)), None)
+        return Target(known, _cpu_devices(name, int(size)), None)
     _check_installed(name, kind)
     devices = _tpu_devices(name, model, size) if kind == "tpu" else _gpu_devices(name, model, int(size))
-    return Target(name, devices, CHIPS[model])
+    return Target(known, devices, CHIPS[model])
+
+
+def described(name: str) -> tuple[str, str, str]:
+    """("cpu", "", count), ("gpu", model, count) or ("tpu", model, shape); one device where none are counted.
+
+    "v5e-16" and "v5litepod-16" are 16 chips; "v4-32" and "v5p-32" are 16 too, since those names count cores.
+    Raises: UserError for a name of another form.
+    """
+    if found := re.fullmatch(rf"(?:tpu:)?(v5litepod|{'|'.join(TPUS)})-(\d+)", name):
+        model = found[1].replace("litepod", "e")
+        return "tpu", model, _slice(name, model, int(found[2]))
+    if (found := re.fullmatch(r"([\w-]+)-(\d)g|[\w.]+", name)) and (found[1] or name) in MACHINES:
+        return "gpu", MACHINES[found[1] or name], found[2] or str(FULL_BOX)
+    tpus, gpus = "|".join(TPUS), "|".join(GPUS)
+    count, shape = r"(?::([1-9]\d*))?", r"(?::([1-9]\d*(?:x[1-9]\d*){1,2}))?"
+    forms = rf"(cpu)(){count}", rf"(tpu):({tpus}){shape}", rf"(gpu):({gpus}){count}"
+    matches = [found.groups() for form in forms if (found := re.fullmatch(form, name))]
+    check(bool(matches), "--target", name, f"one such as {EXAMPLES}")
+    kind, model, size = matches[0]
+    return kind, model, size or ("x".join("1" * TPUS[model][2]) if kind == "tpu" else "1")
+
+
+def _slice(name: str, model: str, count: int) -> str:
+    """The shape of the slice that Google names after its count of chips or cores: the nearest to a square or cube."""
+    _, cores, dimensions = TPUS[model]
+    power = (count // cores).bit_length() - 1
+    whole = count == cores << max(power, 0) and (power >= 2 or dimensions == 2)
+    least = cores * (4 if dimensions == 3 else 1)
+    check(whole, "--target", name, f"a power of two from {model}-{least} on", "or give the shape: tpu:v5e:4x4")
+    sides = sorted((2 ** ((power + n) // dimensions) for n in range(dimensions)), key=lambda side: side == 1)
+    return "x".join(map(str, sides))
 
 
 def compile_quickly() -> None:
@@ -87,12 +121,14 @@ def _cpu_devices(name: str, count: int) -> tuple:
 
 
 def _tpu_devices(name: str, model: str, size: str) -> tuple:
-    chips = math.prod(map(int, size.split("x")))
-    accelerator = TPUS[model].format(2 * chips if model == "v5p" else chips)
+    chips, (accelerator, cores, _) = math.prod(map(int, size.split("x"))), TPUS[model]
     # libtpu would query these from the TPU VM and wait long for an answer. Its lock guards chips; compiling uses none.
-    os.environ |= {"TPU_ACCELERATOR_TYPE": accelerator, "TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1"}
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    return _topology(name, platform="tpu", topology_name=f"{model}:{size}")
+    os.environ["TPU_ACCELERATOR_TYPE"] = accelerator.format(cores * chips)
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if model == "v4" else {}  # two cores as one device
+    if chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    return _topology(name, platform="tpu", topology_name=f"{model}:{size}", **options)
 
 
 def _gpu_devices(name: str, model: str, count: int) -> tuple:
@@ -104,9 +140,14 @@ def _gpu_devices(name: str, model: str, count: int) -> tuple:
 def _topology(name: str, **description) -> tuple:
     try:
         return tuple(topologies.get_topology_desc(**description).devices)
-    except Exception as error:  # of many types; the message names the part of the description that is wrong
-        expected = f"a machine that its compiler knows ({one_line(error, 120)})"
-        raise UserError(name="--target", value=name, expected=expected, fix=f"give one such as {EXAMPLES}") from error
+    except Exception as error:  # of many types; one of a wrong shape talks of bounds that nobody has set
+        why = "" if "INVALID_ARGUMENT" in str(error) else f" ({one_line(error, 120)})"
+        raise UserError(
+            name="--target",
+            value=name,
+            expected=f"a machine that its compiler knows{why}",
+            fix=f"give one such as {EXAMPLES}",
+        ) from error
 
 
 def _gpu_config(model: str) -> str:

@@ -1,6 +1,6 @@
 """Accelerators by datasheet: what a roofline, a memory check and a utilisation are stated against.
 
-Sources: cloud.google.com/tpu/docs (v5e, v5p, v6e), NVIDIA's A100, H100 and H200 datasheets (SXM, dense products).
+Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), NVIDIA's A100, H100 and H200 datasheets (SXM, dense products).
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
+        Chip("v4", ("TPU v4",), int(30.75 * GIB), 1228 * GB, 275 * TERA, 275 * TERA, 300 * GB),
         Chip("v5e", ("TPU v5 lite", "TPU v5e"), int(15.75 * GIB), 819 * GB, 197 * TERA, 197 * TERA, 200 * GB),
         Chip("v5p", ("TPU v5p", "TPU v5"), int(95.74 * GIB), 2765 * GB, 459 * TERA, 459 * TERA, 600 * GB),
         Chip("v6e", ("TPU v6 lite", "TPU v6e"), int(31.25 * GIB), 1640 * GB, 918 * TERA, 918 * TERA, 448 * GB),
