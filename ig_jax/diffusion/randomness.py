@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     SAMPLE_INCREMENT = 6
     MIRROR = 7
     POSTERIOR = 8
+    PROBE = 9  # of a divergence
 
 
 def address(seed: int, purpose: Purpose, *indices: jax.Array | int) -> jax.Array:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,8 +30,9 @@ from ig_jax.checkpoints import steps as ckpt
 from ig_jax.config import published
 from ig_jax.config.experiment import Experiment
 from ig_jax.diffusion import paths
+from ig_jax.diffusion.integration import FixedGrid
 from ig_jax.diffusion.recipe import Recipe
-from ig_jax.generation import decode, sampler, trajectories
+from ig_jax.generation import decode, likelihood, sampler, trajectories
 from ig_jax.generation.captions import strength
 from ig_jax.models import dit
 from ig_jax.optim.ema import EmaConfig
@@ -43,17 +45,29 @@ PREDICTIONS = ("velocity", "data", "noise")
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Pretrained:
-    """A network with its weights, and everything needed to sample from it."""
+    """A network with its weights, and everything needed to sample from it.
+
+    Attributes:
+        experiment: all settings of its training, in sections.
+        params: float32 arrays by their names.
+        mesh: devices that hold them.
+        step: of the checkpoint.
+        ema: which average, by its decay, or RAW.
+        digest: sha256 over the digests of all arrays, stored with every result.
+        class_names: one for each class.
+        autoencoder: decodes the latents; None for a model of pixels, or where none was given.
+        second: the weaker checkpoint of autoguidance.
+    """
 
     experiment: Experiment
     params: dict[str, jax.Array]
     mesh: Mesh
     step: int
-    ema: str  # which average, by its decay, or RAW
-    digest: str  # sha256 over the digests of all arrays, stored with every result
+    ema: str
+    digest: str
     class_names: tuple[str, ...]
     autoencoder: decode.Autoencoder | None = None
-    second: "Pretrained | None" = None  # the weaker checkpoint of autoguidance
+    second: "Pretrained | None" = None
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in self.params.values())
@@ -216,7 +230,9 @@ class Pretrained:
         """
         recipe = self._changed(recipe, changes)
         if noise is not None:
-            return self._integrated(recipe, self.program(recipe), noise, labels, seed)
+            program = self.program(recipe)
+            integrate = sampler.make_sampler(self.mesh, program, given=True)
+            return self._run(integrate, recipe, program, "noise", noise, labels, seed)[0]
         found = self.batches(recipe, labels, seed=seed, batch_size=batch_size)
         return np.concatenate([np.asarray(batch.latents)[: len(batch.indices)] for batch in found])
 
@@ -291,22 +307,57 @@ class Pretrained:
         Raises: UserError for a solver of an SDE.
         """
         check(recipe.solver.reversible, "solver", recipe.solver.name, "one of an ODE, which runs both ways")
-        return self._integrated(recipe, dataclasses.replace(self.program(recipe), reverse=True), latents, labels)
+        program = dataclasses.replace(self.program(recipe), reverse=True)
+        integrate = sampler.make_sampler(self.mesh, program, given=True)
+        return self._run(integrate, recipe, program, "latents", latents, labels)[0]
 
-    def _integrated(
-        self, recipe: Recipe, program: sampler.Program, start: np.ndarray, labels: Sequence[int], seed: int = 0
-    ) -> np.ndarray:
-        """Where the program takes `start` (N, h, w, c)."""
+    def log_likelihood(
+        self,
+        x: np.ndarray,
+        y: int | Sequence[int],
+        *,
+        probes: int = 1,
+        solver: str = "trapezoid",
+        steps: int = 50,
+        seed: int = 0,
+        **guidance: Any,
+    ) -> likelihood.Likelihood:
+        """Log-densities of normalised latents x (N, h, w, c) under the ODE of labels y, N or one for all; all at once.
+
+        probes: random directions along which the divergence is measured, whose mean over probes and seeds is exact (the
+        noise of one has the size of the Jacobian); 0 for all directions, h w c times the work. solver: of the ODE, on a
+        fixed grid. guidance: none, or such as ig_scale=2.0, whose flow has a density too.
+        Raises: UserError for another solver, and for shapes and labels that do not fit.
+        """
+        check(probes >= 0, "probes", probes, "at least 1, or 0 for the exact divergence")
+        recipe, labels = Recipe.of({"solver": solver, "steps": steps} | guidance), np.broadcast_to(y, len(x))
+        fits = isinstance(recipe.solver, FixedGrid) and recipe.solver.reversible
+        check(fits, "solver", solver, "one of an ODE on a fixed grid, such as trapezoid")
+        program, e = self.program(recipe), self.experiment
+        run = likelihood.make(self.mesh, program, probes)
+        nats, noise = self._run(run, recipe, program, "x", x, labels, seed)
+        level = np.log2(127.5) if e.latents.name == "pixels" else 0.0  # from_uint8 divides levels by 127.5
+        return likelihood.Likelihood(nats, level - nats / (np.log(2) * math.prod(program.shape)), noise)
+
+    def _run(
+        self,
+        compiled: Callable[..., tuple],
+        recipe: Recipe,
+        program: sampler.Program,
+        name: str,
+        start: np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        seed: int = 0,
+    ) -> list[np.ndarray]:
+        """What the compiled program makes of `start` (N, h, w, c), which the caller knows under `name`."""
         start, wanted = np.asarray(start, np.float32), (len(labels), *program.shape)
-        check(start.shape == wanted, "latents" if program.reverse else "noise", start.shape, f"of the shape {wanted}")
+        check(start.shape == wanted, name, start.shape, f"of the shape {wanted}")
         rows, placed = self._rows(len(labels)), batch_sharding(self.mesh)
         arrays = rows, self._checked(labels)[rows], start[rows]
         indices, classes, x = (sampler.on_devices(array, placed) for array in arrays)
-        integrate = sampler.make_sampler(self.mesh, program, given=True)
         weights = self.params, self._second_params(program)
-        return np.asarray(integrate(*weights, np.uint32(seed), indices, classes, recipe.scales, x).latents)[
-            : len(labels)
-        ]
+        found = compiled(*weights, np.uint32(seed), indices, classes, recipe.scales, x)
+        return [np.asarray(array)[: len(labels)] for array in found]
 
     def _rows(self, count: int) -> np.ndarray:
         """The rows 0 .. count - 1, the last one repeated until the devices divide them."""
