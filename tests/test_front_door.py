@@ -1,9 +1,13 @@
 """What `import ig_jax` gives: loading, sampling, both heads, trajectories, networks without a config."""
 
+import dataclasses
+import inspect
 import os
+import re
 import subprocess
 import sys
 import tomllib
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +19,7 @@ from refusal import refused
 import ig_jax
 from ig_jax.checkpoints import steps as checkpoints
 from ig_jax.diffusion import paths
+from ig_jax.diffusion.solvers import SOLVERS
 from ig_jax.models import dit
 
 LABELS = [0, 1, 2, 3]
@@ -85,6 +90,22 @@ def test_a_trajectory_ends_where_sampling_does(model):
     np.testing.assert_allclose(again, guided, atol=1e-4)
 
 
+def test_likelihoods_are_exact_or_close_to_it_in_the_mean(model, x):
+    exact = model.log_likelihood(x, 3, probes=0, solver="euler", steps=2)
+    np.testing.assert_allclose(
+        exact.noise,
+        model.to_noise(model.recipe.replace(solver="euler", steps=2, ig_scale=1.0, cfg_scale=1.0), x, [3, 3]),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(exact.bits_per_dim, 6.994353 - exact.nats / (64 * np.log(2)), rtol=1e-5)
+    estimate = lambda seed: model.log_likelihood(x, [3, 3], probes=64, solver="euler", steps=2, seed=seed).nats
+    found = np.stack([estimate(seed) for seed in range(4)])
+    spread = found.std(axis=0)
+    assert (spread > 0).all() and (abs(found.mean(axis=0) - exact.nats) < 3 * spread).all()
+    with refused("solver", "sde", expected="an ODE on a fixed grid"):
+        model.log_likelihood(x, 3, solver="sde")
+
+
 def test_noise_of_the_caller(model):
     noise = np.random.default_rng(0).normal(size=(3, *model.image_shape)).astype(np.float32)
     found = model.latents([1, 2, 3], noise=noise)
@@ -149,6 +170,30 @@ def test_a_config_by_its_name_from_anywhere(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(toy.ROOT)}
     found = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=toy.HANGS)
     assert found.returncode == 2 and "config argument 'nonsense'" in found.stderr
+
+
+def records(hint) -> list[type]:
+    """The dataclasses and named tuples of this package in a type hint."""
+    mine = isinstance(hint, type) and hint.__module__.startswith("ig_jax")
+    fields = mine and (dataclasses.is_dataclass(hint) or hasattr(hint, "_fields"))
+    return [hint] * bool(fields) + [record for part in typing.get_args(hint) for record in records(part)]
+
+
+def test_every_field_that_a_user_can_reach_has_words():
+    """From what `import ig_jax` gives over the types of fields and the results of methods."""
+    todo, found = [*(getattr(ig_jax, name) for name in ig_jax.__all__), *SOLVERS.values()], {}
+    while todo:
+        for cls in records(todo.pop()):
+            if cls not in found:
+                hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if "ClassVar" not in str(hint)}
+                members = (getattr(m, "fget", None) or getattr(m, "func", m) for m in vars(cls).values())
+                results = [typing.get_type_hints(m).get("return") for m in members if inspect.isfunction(m)]
+                todo += [*hints.values(), *results]
+                documented = "".join(base.__doc__ or "" for base in cls.__mro__)
+                found[cls] = [name for name in hints if not re.search(rf"\n +{name}: .{{5,}}", documented)]
+    names = {cls.__name__ for cls in found}
+    assert names >= {"Experiment", "LossConfig", "BatchSpec", "Batch", "Trajectory", "Likelihood", "Heun"}
+    assert not {cls: missing for cls, missing in found.items() if missing}
 
 
 def test_the_surface_is_lazy_and_complete():

@@ -21,17 +21,38 @@ from ig_jax.optim.optimizer import AdamWConfig, MuonConfig
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; one of them may be -1."""
+    """Devices along each axis; one of them may be -1.
+
+    Attributes:
+        data: copies of the state, each with a part of the batch.
+        fsdp: devices that share one copy of the state.
+        tensor: devices that share the matrices of a block.
+        fsdp_up_to: where fsdp is 1: the largest divisor of the devices up to this.
+    """
 
     data: int
     fsdp: int
     tensor: int
-    fsdp_up_to: int = 1  # where fsdp is 1: the largest divisor of the devices up to this
+    fsdp_up_to: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How long, and what is written when. Durations in steps, 0 for never."""
+    """How long, and what is written when. Durations in steps, 0 for never.
+
+    Attributes:
+        steps: of the whole run.
+        log_every: steps between two lines of metrics.
+        checkpoint_every: steps between two checkpoints.
+        keep_checkpoints: how many of the newest stay.
+        preview_every: steps between two previews.
+        preview_images: in a preview.
+        autoencoder: directory of the one that decodes previews of latents.
+        checkpoint_minutes: a checkpoint also so long after the last one, 0 for never.
+        skip_limit: steps skipped in a row after which a run goes back to its last checkpoint, once.
+        skip_leaps: also skip losses so many standard deviations above the recent ones; 0 for never.
+        step_deadline: seconds after which a step counts as hung; 0 for 10 median steps, at least 120.
+    """
 
     steps: int
     log_every: int
@@ -39,11 +60,11 @@ class RunConfig:
     keep_checkpoints: int
     preview_every: int
     preview_images: int
-    autoencoder: str = ""  # directory of the one that decodes previews of latents
-    checkpoint_minutes: float = 15.0  # a checkpoint also so long after the last one, 0 for never
-    skip_limit: int = 10  # steps skipped in a row after which a run goes back to its last checkpoint, once
-    skip_leaps: float = 0.0  # also skip losses so many standard deviations above the recent ones; 0 for never
-    step_deadline: float = 0.0  # seconds after which a step counts as hung; 0 for 10 median steps, at least 120
+    autoencoder: str = ""
+    checkpoint_minutes: float = 15.0
+    skip_limit: int = 10
+    skip_leaps: float = 0.0
+    step_deadline: float = 0.0
 
     def __post_init__(self):
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit"):
@@ -54,10 +75,15 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """Where a new run gets its weights; a resumed run goes on from its own checkpoint instead."""
+    """Where a new run gets its weights; a resumed run goes on from its own checkpoint instead.
 
-    checkpoint: str  # workdir of another run, or one of its steps; "" for fresh weights
-    ema: str  # which of its averages, by decay; "" for the first
+    Attributes:
+        checkpoint: workdir of another run, or one of its steps; "" for fresh weights.
+        ema: which of its averages, by decay; "" for the first.
+    """
+
+    checkpoint: str
+    ema: str
 
     def __post_init__(self):
         given = self.checkpoint or not self.ema
@@ -66,13 +92,29 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that defines a run and, in its checkpoint, everything a sampler needs."""
+    """Everything that defines a run and, in its checkpoint, everything a sampler needs.
+
+    Attributes:
+        name: of the run, in captions and results.
+        seed: of everything random.
+        init: where a new run gets its weights.
+        model: the network.
+        latents: how they are normalised; name "pixels" for a model of the images themselves.
+        process: forward process, prediction and times.
+        loss: weights of its terms.
+        optimizer: AdamW or Muon, by its name.
+        ema: averages of the weights.
+        data: where they are, and what a batch holds.
+        mesh: devices along each axis.
+        run: durations.
+        sample: recipe of previews, and the default of the sample command.
+    """
 
     name: str
     seed: int
     init: InitConfig
     model: DiTConfig
-    latents: LatentScaling  # name "pixels" for a model of the images themselves
+    latents: LatentScaling
     process: ProcessConfig
     loss: LossConfig
     optimizer: AdamWConfig | MuonConfig
@@ -80,7 +122,7 @@ class Experiment:
     data: DataConfig
     mesh: MeshConfig
     run: RunConfig
-    sample: Recipe  # of previews, and the default of the sample command
+    sample: Recipe
 
     def __post_init__(self):
         check(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")

@@ -13,20 +13,34 @@ AUTO = "auto"  # a setting that the data decide
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Labelled data: where they are, and what a batch of them holds."""
+    """Labelled data: where they are, and what a batch of them holds.
 
-    source: str  # a format of data/formats, or "auto": the one that recognises the folder
-    name: str  # TFDS name, for source "tfds"
-    folder: str  # TFDS data directory ("" for the TFDS default), or the folder or file of any other format
-    split: str  # to train on
-    test_split: str  # held out, for evaluation
-    batch_size: int  # global, images per step
-    pad: int  # zero pixels added on each side
-    in_memory: bool  # decode everything once (small sets)
-    # What a batch holds. "auto" takes it from the data, and before they are opened moments in bfloat16 of both mirrors.
-    holds: str  # "pixels" | "moments" (mean and spread of an encoder) | "latents"
-    dtype: str  # of the stored numbers: "uint8" for pixels, otherwise "float32" | "bfloat16" | "float16"
-    mirrored: bool | str  # mirror half of the images; moments and latents must then be stored both ways
+    Attributes:
+        source: a format of data/formats, or "auto": the one that recognises the folder.
+        name: TFDS name, for source "tfds".
+        folder: TFDS data directory ("" for the TFDS default), or the folder or file of any other format.
+        split: to train on.
+        test_split: held out, for evaluation.
+        batch_size: global, images per step.
+        pad: zero pixels added on each side.
+        in_memory: decode everything once (small sets).
+        holds: "pixels" | "moments" (mean and spread of an encoder) | "latents"; this and the next two may be "auto",
+            which takes them from the data, and before they are opened moments in bfloat16 of both mirrors.
+        dtype: of the stored numbers: "uint8" for pixels, otherwise "float32" | "bfloat16" | "float16".
+        mirrored: mirror half of the images; moments and latents must then be stored both ways.
+    """
+
+    source: str
+    name: str
+    folder: str
+    split: str
+    test_split: str
+    batch_size: int
+    pad: int
+    in_memory: bool
+    holds: str
+    dtype: str
+    mirrored: bool | str
 
     def __post_init__(self):
         check(self.mirrored in (True, False, AUTO), "mirrored", self.mirrored, f"True, False or {AUTO!r}")

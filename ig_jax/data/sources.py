@@ -14,14 +14,23 @@ Arrays = dict[str, np.ndarray]  # by the names of BatchSpec.arrays, each with a 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Source:
-    """Random access to labelled examples."""
+    """Random access to labelled examples.
+
+    Attributes:
+        spec: what a batch holds.
+        length: number of examples.
+        read: rows int (B,) -> the arrays of those rows, in that order.
+        labels: (N,) of all rows, where they are known without reading everything.
+        place: row -> the file it is in, for errors.
+        class_counts: images of each class, where the labels are not known but these are.
+    """
 
     spec: BatchSpec
     length: int
-    read: Callable[[np.ndarray], Arrays]  # rows int (B,) -> the arrays of those rows, in that order
-    labels: np.ndarray | None = None  # (N,) of all rows, where they are known without reading everything
-    place: Callable[[int], str] | None = None  # row -> the file it is in, for errors
-    class_counts: np.ndarray | None = None  # images of each class, where the labels are not known but these are
+    read: Callable[[np.ndarray], Arrays]
+    labels: np.ndarray | None = None
+    place: Callable[[int], str] | None = None
+    class_counts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.length

@@ -25,17 +25,28 @@ class BatchSpec:
     "latents": `latent` (H, W, C). Moments and latents are as the autoencoder gives them and `scaling` normalises them;
     latents stored normalised have the identity scaling. A format that cannot know the scaling or the class names from
     its files leaves them to the config: `unstated` and ().
+
+    Attributes:
+        holds: "pixels" | "moments" | "latents".
+        latent_shape: (H, W, C) of x.
+        dtype: as stored: "uint8" for pixels, otherwise one of FLOATS.
+        mirrored: each example is mirrored with probability 1/2; moments and latents store their mirror images too.
+        scaling: of the latents.
+        class_names: one for each class.
+        identity: names the data in every process and run; empty where no data have been opened.
+        spread: second half of moments: "std" | "logvar", which is clamped to -30..20.
+        channels_first: moments and latents are stored (C, H, W).
     """
 
-    holds: str  # "pixels" | "moments" | "latents"
-    latent_shape: tuple[int, int, int]  # (H, W, C) of x
-    dtype: str  # as stored: "uint8" for pixels, otherwise one of FLOATS
-    mirrored: bool  # each example is mirrored with probability 1/2; moments and latents store their mirror images too
+    holds: str
+    latent_shape: tuple[int, int, int]
+    dtype: str
+    mirrored: bool
     scaling: LatentScaling
     class_names: tuple[str, ...]
-    identity: str = ""  # names the data in every process and run; empty where no data have been opened
-    spread: str = "std"  # second half of moments: "std" | "logvar", which is clamped to -30..20
-    channels_first: bool = False  # moments and latents are stored (C, H, W)
+    identity: str = ""
+    spread: str = "std"
+    channels_first: bool = False
 
     def __post_init__(self):
         check(self.spread in SPREADS, "spread", self.spread, f"one of {', '.join(SPREADS)}")

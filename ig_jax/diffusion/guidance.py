@@ -92,7 +92,12 @@ def scale_at(scale: Any, t: jax.Array) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How strong one guidance is and where in sigma-time it is on; scale 1 is off."""
+    """How strong one guidance is and where in sigma-time it is on; scale 1 is off.
+
+    Attributes:
+        scale: a number, or a table of it over sigma-time; 1 is off.
+        interval: (low, high] of sigma-time where the rule is on; from 0 on it contains 0.
+    """
 
     scale: Scale = 1.0
     interval: Interval = WHOLE
@@ -161,10 +166,16 @@ Scales = dict[str, Any]  # name -> array of scale_array: traced, a sweep over sc
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """The static part of guidance: which rules are in the program, and where in sigma-time each is on."""
+    """The static part of guidance: which rules are in the program, and where in sigma-time each is on.
 
-    intervals: tuple[tuple[str, Interval], ...] = ()  # (name of the rule, where it is on)
-    head: int | tuple[float, ...] = 0  # the weak output: index of a head, or weights that blend them
+    Attributes:
+        intervals: (name of the rule, where it is on).
+        head: the weak output: index of a head, or weights that blend them.
+        cfg_channels: as in a recipe.
+    """
+
+    intervals: tuple[tuple[str, Interval], ...] = ()
+    head: int | tuple[float, ...] = 0
     cfg_channels: str = "all"
 
     def __post_init__(self):

@@ -5,6 +5,7 @@ command-line flag by itself. To add one, write the class (over a fixed grid: its
 """
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,10 +24,15 @@ one_pass: Callable[[Region], float] = lambda region: 1.0
 
 
 class Integrated(NamedTuple):
-    """Where an integration ended, and its cost."""
+    """Where an integration ended, and its cost.
 
-    latents: jax.Array  # (B, H, W, C) float32; NaN where an adaptive solver ran out of steps
-    evaluations: jax.Array | None  # (B,) float32, forward passes of the model for each image; None for none
+    Attributes:
+        latents: (B, H, W, C) float32; NaN where an adaptive solver ran out of steps.
+        evaluations: (B,) float32, forward passes of the model for each image; None for none.
+    """
+
+    latents: jax.Array
+    evaluations: jax.Array | None
 
 
 class Solver:
@@ -77,6 +83,9 @@ def register(name: str) -> Callable[[Class], Class]:
 
     def add(solver: Class) -> Class:
         solver.name = name
+        cls: Any = solver
+        options = [f"    {field.name}: {field.metadata['help']}" for field in dataclasses.fields(cls)]
+        solver.__doc__ = "\n".join([inspect.cleandoc(solver.__doc__ or ""), "", "Attributes:", *options])
         SOLVERS[name] = solver
         return solver
 
@@ -90,11 +99,17 @@ def option(default, doc: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One step of a grid."""
+    """One step of a grid.
 
-    update: Callable  # (state, fields, c, noise) -> state, with one field for each time in `guided_at`
-    guided_at: tuple[float, ...]  # sigma-time at which each evaluation of this step looks up its guidance
-    coefficients: dict[str, float]  # what `update` reads from c, float64
+    Attributes:
+        update: (state, fields, c, noise) -> state, with one field for each time in `guided_at`.
+        guided_at: sigma-time at which each evaluation of this step looks up its guidance.
+        coefficients: what `update` reads from c, float64.
+    """
+
+    update: Callable
+    guided_at: tuple[float, ...]
+    coefficients: dict[str, float]
 
 
 class FixedGrid(Solver):

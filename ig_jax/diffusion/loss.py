@@ -28,17 +28,29 @@ Params = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms of the loss; a term added later has a default that turns it off."""
+    """Weights of the terms of the loss; a term added later has a default that turns it off.
 
-    inter_weight: tuple[float, ...]  # lambda, one for each intermediate head
-    label_drop: float  # probability of the null label
-    accelerate: bool  # move the final head's target by omega * sg(final - intermediate)
+    Attributes:
+        inter_weight: lambda, one for each intermediate head.
+        label_drop: probability of the null label.
+        accelerate: move the final head's target by omega * sg(final - intermediate).
+        omega: of the accelerated target, in [0, 1).
+        gap_source: which network computes the gap: "ema" (the first EMA, one more forward pass) | "online" (free).
+        start_step: first step with the accelerated target.
+        direction_weight: of mean(1 - cos) between prediction and target over channels; 0 for none.
+        direction_intermediate: whether the intermediate heads have that term too (times their lambda).
+        weighting: of a noise or score by its time: "none" | "velocity" | "likelihood", see `time_weight`.
+    """
+
+    inter_weight: tuple[float, ...]
+    label_drop: float
+    accelerate: bool
     omega: float
-    gap_source: str  # which network computes the gap: "ema" (the first EMA, one more forward pass) | "online" (free)
-    start_step: int  # first step with the accelerated target
-    direction_weight: float  # of mean(1 - cos) between prediction and target over channels; 0 for none
-    direction_intermediate: bool  # whether the intermediate heads have that term too (times their lambda)
-    weighting: str = "none"  # of a noise or score by its time: "none" | "velocity" | "likelihood", see `time_weight`
+    gap_source: str
+    start_step: int
+    direction_weight: float
+    direction_intermediate: bool
+    weighting: str = "none"
 
     def __post_init__(self):
         for weight in self.inter_weight:

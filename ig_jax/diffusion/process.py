@@ -17,12 +17,21 @@ TIMES = ("uniform", "logit_normal", "log_normal")
 
 @dataclasses.dataclass(frozen=True)
 class ProcessConfig:
-    """A continuous path ("linear", "cosine", "vp") or DiT's discrete chain ("gaussian", "gaussian_cosine")."""
+    """The forward process, a continuous path or DiT's discrete chain, and what the network predicts of it.
 
-    kind: str  # of the chains the second has squared-cosine betas
-    prediction: str  # "velocity" | "noise" | "data" | "score"; a chain predicts noise
-    time: str  # "uniform" | "logit_normal" (log t/(1-t) is normal) | "log_normal" (log sigma/alpha is normal)
-    time_mean: float  # of that normal, in sigma-time; LightningDiT's time is reversed, so its means change sign
+    Attributes:
+        kind: "linear" | "cosine" | "vp", paths; "gaussian" | "gaussian_cosine" (squared-cosine betas), DiT's chain.
+        prediction: "velocity" | "noise" | "data" | "score"; a chain predicts noise.
+        time: of training: "uniform" | "logit_normal" (log t/(1-t) is normal) | "log_normal" (log sigma/alpha is
+            normal).
+        time_mean: of that normal, in sigma-time; LightningDiT's time is reversed, so its means change sign.
+        time_std: of that normal.
+    """
+
+    kind: str
+    prediction: str
+    time: str
+    time_mean: float
     time_std: float
 
     def __post_init__(self):

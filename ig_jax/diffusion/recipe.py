@@ -19,12 +19,19 @@ class Recipe:
 
     Its flat form, in configs, presets, flags and JSON, has the keys solver, steps, <rule>_scale and <rule>_interval for
     each rule, ig_head, cfg_channels, and the options of the solver. What is left out is off, or the solver's default.
+
+    Attributes:
+        solver: the numerical method, with its options.
+        steps: of the grid; for dopri5 the most that it may take between two interval ends.
+        rules: scale and interval of each guidance, by its name.
+        ig_head: the weak output: index of a head, or weights that blend them.
+        cfg_channels: that classifier-free guidance moves: "all" | "first_three" (DiT's release).
     """
 
     solver: Solver
-    steps: int  # of the grid; for dopri5 the most that it may take between two interval ends
+    steps: int
     rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict, hash=False)
-    ig_head: int | tuple[float, ...] = 0  # the weak output: index of a head, or weights that blend them
+    ig_head: int | tuple[float, ...] = 0
     cfg_channels: str = "all"
 
     def __post_init__(self):

@@ -20,11 +20,17 @@ CHUNK = 8  # images per device at a time, to bound the memory of the decoder's f
 
 
 class Autoencoder(NamedTuple):
-    """A decoder: its config, and its parameters as models.autoencoder.from_params takes them."""
+    """A decoder: its config, and its parameters as models.autoencoder.from_params takes them.
+
+    Attributes:
+        config: of the network.
+        params: as models.autoencoder.from_params takes them.
+        digest: sha256 over the digests of all arrays, stored with every image.
+    """
 
     config: autoencoder.AutoencoderConfig
     params: dict[str, jax.Array]
-    digest: str  # sha256 over the digests of all arrays, stored with every image
+    digest: str
 
 
 def load_autoencoder(directory: str | os.PathLike, scaling: latents.LatentScaling) -> Autoencoder:

@@ -31,15 +31,25 @@ Params = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Everything static about sampling: one compilation each."""
+    """Everything static about sampling: one compilation each.
+
+    Attributes:
+        model: the network.
+        process: what it predicts, and on which path.
+        solver: with its options.
+        steps: of the solver.
+        guidance: the rules in the program, without their scales.
+        second: the weaker network of autoguidance.
+        reverse: from latents to noise.
+    """
 
     model: dit.DiTConfig
     process: ProcessConfig
     solver: Solver
     steps: int
     guidance: Guidance
-    second: dit.DiTConfig | None = None  # the weaker network of autoguidance
-    reverse: bool = False  # from latents to noise
+    second: dit.DiTConfig | None = None
+    reverse: bool = False
 
     @classmethod
     def of(
@@ -130,11 +140,17 @@ def make_sampler(mesh: Mesh, program: Program, given: bool = False) -> Callable[
 
 
 class Batch(NamedTuple):
-    """Some of the samples; the arrays may still be being computed, and may end in rows of padding."""
+    """Some of the samples; the arrays may still be being computed, and may end in rows of padding.
 
-    indices: np.ndarray  # (b,) int, of the samples
-    latents: jax.Array  # (B, H, W, C) float32, B >= b
-    evaluations: jax.Array | None  # (B,) float32, forward passes for each image; None for saved latents
+    Attributes:
+        indices: (b,) int, of the samples.
+        latents: (B, H, W, C) float32, B >= b.
+        evaluations: (B,) float32, forward passes for each image; None for saved latents.
+    """
+
+    indices: np.ndarray
+    latents: jax.Array
+    evaluations: jax.Array | None
 
 
 def batches(indices: np.ndarray, size: int, compute: Callable[[np.ndarray], Integrated]) -> Iterator[Batch]:

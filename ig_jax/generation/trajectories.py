@@ -18,12 +18,19 @@ STOPS = 10  # sigma-times at which the gap is shown
 
 
 class Trajectory(NamedTuple):
-    """The guided trajectories of N samples at S sigma-times, from noise to data; arrays (S, N, H, W, C) float32."""
+    """The guided trajectories of N samples at S sigma-times, from noise to data; arrays (S, N, H, W, C) float32.
 
-    sigma: np.ndarray  # (S,)
+    Attributes:
+        sigma: sigma-times, (S,).
+        latents: at those times.
+        final: D_f, the data that the final head predicts from them.
+        intermediate: D_i, the same of the intermediate head.
+    """
+
+    sigma: np.ndarray
     latents: np.ndarray
-    final: np.ndarray  # D_f, the data that the final head predicts from them
-    intermediate: np.ndarray  # D_i
+    final: np.ndarray
+    intermediate: np.ndarray
 
     @property
     def difference(self) -> np.ndarray:

@@ -26,9 +26,14 @@ from ig_jax.models import layers
 class AutoencoderConfig:
     """Everything that defines an autoencoder of the family.
 
-    channels: width of each level, finest first; layers: residual blocks per level of the encoder (the decoder
-    has one more); groups: of every GroupNorm; attention_levels: indices into channels whose blocks are each
-    followed by attention (both middles always have it); quant_convs: 1x1 convolutions around the latent.
+    Attributes:
+        channels: width of each level, finest first.
+        layers: residual blocks per level of the encoder; the decoder has one more.
+        latent_channels: of the latents.
+        groups: of every GroupNorm.
+        attention_levels: indices of channels whose blocks are each followed by attention; both middles always have it.
+        quant_convs: 1x1 convolutions around the latent.
+
     Raises: UserError for widths the groups do not divide, no layers, or a level that does not exist.
     """
 

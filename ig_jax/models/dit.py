@@ -38,30 +38,53 @@ CHOICES = {
 class DiTConfig:
     """Everything that defines the network; sizes in latent pixels, tokens or channels.
 
+    Attributes:
+        input_size: height and width of the latents.
+        channels: of the latents.
+        patch_size: latent pixels along the edge of a token.
+        depth: number of blocks.
+        width: channels of a token.
+        num_heads: of attention.
+        mlp_ratio: hidden units of the MLP, as a multiple of the width.
+        num_classes: the null label is num_classes.
+        inter_depth: blocks run before each intermediate head; () for none.
+        norm: "layernorm" (DiT, SiT) | "rmsnorm" (LightningDiT).
+        mlp: "gelu" | "swiglu".
+        rope: rotary position embedding of queries and keys.
+        qk_norm: of queries and keys: "none" | "layernorm" | "rmsnorm".
+        adaln_shift: False: blocks modulate by scale and gate alone.
+        sigma_channels: "none" | "unused" (original SiT drops them) | "variance" (DiT returns 2C channels).
+        clock: "noise_at_1" (sigma-time) | "noise_at_0": the weights were trained on 1 - t and minus velocity.
+        inter_head_init: "zero" (SiT release) | "xavier" (LightningDiT release).
+        dtype: of the matrix products: "float32" | "bfloat16".
+        scan_blocks: one compiled block looped over: quicker to compile, slower to run.
+        remat: what the backward pass recomputes: "none" | "dots" (all but products) | "full" | "auto" (what fits).
+        attention: "auto" (by platform) | "xla" | "cudnn": models.kernels.attention_kernel.
+
     Raises: UserError for sizes that do not divide, heads out of order or an unknown choice.
     """
 
-    input_size: int  # latent height = width
+    input_size: int
     channels: int
     patch_size: int
-    depth: int  # blocks
+    depth: int
     width: int
     num_heads: int
     mlp_ratio: float
-    num_classes: int  # the null label is num_classes
-    inter_depth: tuple[int, ...]  # blocks run before each intermediate head; () for none
-    norm: str  # "layernorm" (DiT, SiT) | "rmsnorm" (LightningDiT)
-    mlp: str  # "gelu" | "swiglu"
+    num_classes: int
+    inter_depth: tuple[int, ...]
+    norm: str
+    mlp: str
     rope: bool
-    qk_norm: str  # "none" | "layernorm" | "rmsnorm"
-    adaln_shift: bool  # False: blocks modulate by scale and gate alone
-    sigma_channels: str  # "none" | "unused" (original SiT drops them) | "variance" (DiT returns 2C channels)
-    clock: str  # "noise_at_1" (sigma-time) | "noise_at_0": the weights were trained on 1 - t and minus velocity
-    inter_head_init: str  # "zero" (SiT release) | "xavier" (LightningDiT release)
-    dtype: str  # of the matrix products: "float32" | "bfloat16"
-    scan_blocks: bool  # one compiled block looped over: quicker to compile, slower to run
-    remat: str  # what the backward pass recomputes: "none" | "dots" (all but products) | "full" | "auto" (what fits)
-    attention: str = "auto"  # "auto" (by platform) | "xla" | "cudnn": models.kernels.attention_kernel
+    qk_norm: str
+    adaln_shift: bool
+    sigma_channels: str
+    clock: str
+    inter_head_init: str
+    dtype: str
+    scan_blocks: bool
+    remat: str
+    attention: str = "auto"
 
     def __post_init__(self):
         object.__setattr__(self, "inter_depth", tuple(self.inter_depth))
@@ -100,10 +123,15 @@ class DiTConfig:
 
 
 class DiTOutput(NamedTuple):
-    """Both predictions of one forward pass, each (B, H, W, C) float32."""
+    """Both predictions of one forward pass, each (B, H, W, C) float32.
 
-    final: jax.Array | None  # None where the network ran only up to an intermediate head
-    intermediate: tuple[jax.Array, ...]  # one for each entry of inter_depth that was reached
+    Attributes:
+        final: None where the network ran only up to an intermediate head.
+        intermediate: one for each entry of inter_depth that was reached.
+    """
+
+    final: jax.Array | None
+    intermediate: tuple[jax.Array, ...]
 
     @property
     def heads(self) -> tuple[jax.Array, ...]:

@@ -19,8 +19,12 @@ UINT8_RULES = ("sit", "half", "unit")  # see to_uint8
 class LatentScaling:
     """Per-channel map between an autoencoder's latents and what the denoiser is trained on.
 
-    name: the autoencoder (and data set) it belongs to; shift, scale: C floats each;
-    uint8_rule: how that family's decoded images are rounded, see to_uint8.
+    Attributes:
+        name: the autoencoder (and data set) it belongs to; "pixels" for none.
+        shift: subtracted first, C floats.
+        scale: factor after that, C floats.
+        uint8_rule: how that family's decoded images are rounded, see to_uint8.
+
     Raises: UserError for lengths that differ, a scale that is not positive and finite, or an unknown rule.
     """
 

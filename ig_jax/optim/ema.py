@@ -12,10 +12,15 @@ Params = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class EmaConfig:
-    """One or several exponential moving averages of the parameters."""
+    """One or several exponential moving averages of the parameters.
+
+    Attributes:
+        decays: of each average.
+        warmup: decay min(d, (1 + n) / (10 + n)) at step n, for short runs.
+    """
 
     decays: tuple[float, ...]
-    warmup: bool  # decay min(d, (1 + n) / (10 + n)) at step n, for short runs
+    warmup: bool
 
     def __post_init__(self):
         check(len(self.decays) >= 1, "decays", self.decays, "at least one decay", "sampling uses an EMA")

@@ -15,18 +15,31 @@ from ig_jax.optim.muon import scale_by_muon
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of every optimizer; durations in steps."""
+    """Settings of every optimizer; durations in steps.
+
+    Attributes:
+        learning_rate: after the warm-up.
+        schedule: "constant" | "cosine" (to 0 at the end), after the warm-up.
+        warmup_steps: in which the rate grows from 0.
+        b1: decay of Adam's mean.
+        b2: decay of Adam's mean square.
+        eps: of Adam's denominator.
+        weight_decay: decoupled: scaled by the learning rate alone.
+        clip_norm: largest norm of the gradient; 0 for no clipping.
+        accumulate: micro-batches per update; -1 for as few as fit into memory.
+        train_only: parameters under these names, such as "inter_heads" or "blocks.3"; () for all.
+    """
 
     learning_rate: float
-    schedule: str  # "constant" | "cosine" (to 0 at the end), after the warm-up
+    schedule: str
     warmup_steps: int
-    b1: float  # of Adam
+    b1: float
     b2: float
     eps: float
-    weight_decay: float  # decoupled: scaled by the learning rate alone
-    clip_norm: float  # 0 for no clipping
-    accumulate: int  # micro-batches per update; -1 for as few as fit into memory
-    train_only: tuple[str, ...]  # parameters under these names, such as "inter_heads" or "blocks.3"; () for all
+    weight_decay: float
+    clip_norm: float
+    accumulate: int
+    train_only: tuple[str, ...]
 
     def __post_init__(self):
         check(self.learning_rate > 0, "learning_rate", self.learning_rate, "greater than 0")
@@ -67,18 +80,25 @@ def _below(name: str, prefix: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class AdamWConfig(OptimizerConfig):
-    """AdamW on all trained parameters."""
+    """AdamW on all trained parameters, with the settings of OptimizerConfig.
+
+    Attributes:
+        name: "adamw".
+    """
 
     name: Literal["adamw"]
 
 
 @dataclasses.dataclass(frozen=True)
 class MuonConfig(OptimizerConfig):
-    """Muon on matrices, AdamW without weight decay on the rest.
+    """Muon on matrices, AdamW without weight decay on the rest, with the settings of OptimizerConfig.
 
-    muon_routing: "hidden" uses Muon for the matrices inside the blocks; embeddings and heads are not maps between
-    hidden layers and use AdamW. "release" uses Muon for everything with two or more dimensions, and also decays the
-    fixed position embedding, as the published LightningDiT was trained.
+    Attributes:
+        name: "muon".
+        muon_momentum: decay of the mean of the gradients.
+        muon_routing: "hidden": Muon for the matrices inside the blocks; embeddings and heads are not maps between
+            hidden layers and use AdamW. "release": Muon for everything with two or more dimensions, and weight decay
+            for the fixed position embedding too, as the published LightningDiT was trained.
     """
 
     name: Literal["muon"]
