@@ -52,6 +52,11 @@ class Preempted(RuntimeError):
         self.agreed = agreed
 
 
+def damaged(file: object, problem: str, fix: str = "copy it again from where it was made") -> UserError:
+    """The error of a file, for the caller to raise; a record in it has its row in `problem`."""
+    return UserError(f"{file}: {problem}", name=str(file), fix=fix)
+
+
 def check(holds: bool, name: str, value, expected: str, fix: str = "") -> None:
     """Raise UserError "name=value must be expected; fix" unless `holds`."""
     if not holds:

@@ -2,23 +2,16 @@
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ig_jax.base.copies import local_copy
-from ig_jax.base.errors import UserError, check
+from ig_jax.base.errors import UserError, check, damaged
 from ig_jax.data.sources import Arrays, Source
 from ig_jax.data.spec import FLOATS, BatchSpec, unstated
-
-COPY = "copy it again from where it was made"
-
-
-def damaged(file: object, problem: str, fix: str = COPY) -> UserError:
-    """The error of a file, with the row of its record where there is one in `problem`."""
-    return UserError(f"{file}: {problem}", name=str(file), fix=fix)
 
 
 def existing_path(folder: str) -> Path:
@@ -51,22 +44,6 @@ def listing(folder: Path, suffix: str) -> list[str]:
             return sorted(entry.name for entry in entries if entry.name.endswith(suffix))
     except OSError as error:
         raise damaged(folder, f"cannot be listed ({error.strerror})", "check the path and its permissions") from error
-
-
-def class_ids(labels: Sequence[Any], place: Callable[[int], str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(labels int64 (N,), class names) of labels that are whole numbers, without names, or text, numbered as sorted.
-
-    Raises: UserError naming the place of the first that is neither.
-    """
-    if labels and all(isinstance(label, str) for label in labels):
-        names = tuple(sorted(set(labels)))
-        number = {name: index for index, name in enumerate(names)}
-        return np.asarray([number[label] for label in labels], np.int64), names
-    for row, label in enumerate(labels):
-        whole = isinstance(label, int | float) and not isinstance(label, bool) and label == label // 1
-        if not whole:
-            raise damaged(place(row), f"has label {label!r}, which is no whole number", "label every image, or none")
-    return np.asarray(labels, np.int64), ()
 
 
 def spec_of(holds: str, shape: tuple[int, ...], dtype: np.dtype, identity: str, file: object, **more: Any) -> BatchSpec:

@@ -14,11 +14,11 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ig_jax.base.errors import UserError
-from ig_jax.data.folders import damaged
+from ig_jax.base.errors import damaged
 
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 65_536, 24, 40
 MAGIC = 0x71930E704FDAE05E  # of the postscript
@@ -36,61 +36,44 @@ class RecordFile:
         self.path = path
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise damaged(path, f"cannot be opened ({error.strerror})", AGAIN) from error
-        self._size = os.fstat(self.descriptor).st_size
-        try:
-            self.places = self._footer()
-        except (struct.error, IndexError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
+            self.places = self._footer(os.fstat(self.descriptor).st_size)
+        except (OSError, struct.error, IndexError, ValueError) as error:
+            reason = getattr(error, "strerror", None)
             problem = "does not end with the footer of an ArrayRecord file of uncompressed records"
-            raise damaged(path, problem, AGAIN) from error
+            raise damaged(path, f"cannot be read ({reason})" if reason else problem, AGAIN) from error
 
     def __del__(self):
-        if hasattr(self, "_file"):
+        if hasattr(self, "descriptor"):
             os.close(self.descriptor)
 
-    def _bytes(self, start: int, size: int) -> bytes:
-        """The `size` bytes from a place in the file, without the headers of blocks."""
-        if not 0 <= start <= start + size <= min(self._size, start + LIMIT_FOOTER_BYTES):
-            raise ValueError("a place outside the file")
-        found = bytearray()
-        while len(found) < size:
-            start += BLOCK_HEADER if start % BLOCK == 0 else 0
-            more = os.pread(self.descriptor, min(size - len(found), BLOCK - start % BLOCK), start)
-            if not more:
-                raise ValueError("the end of the file")
-            found += more
-            start += len(more)
-        return bytes(found)
+    def _bytes(self, start: int, size: int) -> Any:
+        """`size` bytes uint8 (size,) from a place in the file, without the headers of blocks; fewer at its end."""
+        if start < 0 or size > LIMIT_FOOTER_BYTES:
+            raise ValueError("no such place")
+        headers = BLOCK_HEADER * (size // (BLOCK - BLOCK_HEADER) + 2)
+        found = np.frombuffer(os.pread(self.descriptor, size + headers, start), np.uint8)
+        return found[np.arange(start, start + len(found)) % BLOCK >= BLOCK_HEADER][:size]
 
     def _chunk(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         """(bytes of the records of a chunk, end of each); all shorter than 128 bytes and not compressed."""
         _, size, _, kind, _ = struct.unpack("<5Q", self._bytes(start, CHUNK_HEADER))
-        count = kind >> 8
-        content = self._bytes(start, CHUNK_HEADER + size)[CHUNK_HEADER:]
-        compression, length = content[0], varints(np.frombuffer(content[1:10], np.uint8), np.zeros(1, np.int64))
-        begin = 1 + int(length[1][0])
-        sizes = np.frombuffer(content[begin : begin + count], np.uint8)
-        if kind & 0xFF != SIMPLE or compression or length[0][0] != count or len(sizes) != count or (sizes > 127).any():
-            raise ValueError("another form of chunk")
-        records = np.frombuffer(content[begin + count :], np.uint8)
+        content, count = self._bytes(start, CHUNK_HEADER + size)[CHUNK_HEADER:], kind >> 8
+        (length,), (used,) = varints(content, np.ones(1, np.int64))
+        sizes, records = content[1 + used :][:count], content[1 + used + count :]
         ends = np.cumsum(sizes, dtype=np.int64)
-        if ends[-1] != len(records):
-            raise ValueError("sizes of other records")
+        if kind & 0xFF != SIMPLE or content[0] or length != count or (sizes > 127).any() or ends[-1] != len(records):
+            raise ValueError("another form of chunk")
         return records, ends
 
-    def _footer(self) -> np.ndarray:
-        """The places int64 (N,) of all chunks."""
-        if self._size < 2 * BLOCK or self._size % BLOCK:
+    def _footer(self, size: int) -> np.ndarray:
+        """The places int64 (N,) of all chunks in a file of `size` bytes."""
+        if size < 2 * BLOCK or size % BLOCK:
             raise ValueError("no whole number of blocks")
-        postscript, _ = self._chunk(self._size - BLOCK)
-        (footer, magic), _ = _fields(postscript, np.zeros(1, np.int64), 2)
+        footer, magic = _fields(self._chunk(size - BLOCK)[0], np.zeros(1, np.int64), 2)
         if magic[0] != MAGIC:
             raise ValueError("another magic number")
         records, ends = self._chunk(int(footer[0]))
-        (chunks, _, counts), _ = _fields(records, ends[:-1], 3)  # the first record describes the file
+        chunks, _, counts = _fields(records, ends[:-1], 3)  # the first record describes the file
         if (counts != 1).any() or (np.diff(chunks, append=footer[0]) <= 0).any():
             raise ValueError("chunks of several records, or not one after another")
         return chunks
@@ -128,8 +111,8 @@ def _around_headers(parts: Sequence[memoryview], start: int) -> list[memoryview 
     return cut
 
 
-def _fields(data: np.ndarray, starts: np.ndarray, count: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The first `count` numbers of protobuf messages of numbers alone, each int64 (N,), and where they end."""
+def _fields(data: np.ndarray, starts: np.ndarray, count: int) -> list[np.ndarray]:
+    """The first `count` numbers of protobuf messages of numbers alone, each int64 (N,)."""
     found = []
     for field in range(1, count + 1):
         if (data[starts] != field << 3).any():
@@ -137,7 +120,7 @@ def _fields(data: np.ndarray, starts: np.ndarray, count: int) -> tuple[list[np.n
         values, sizes = varints(data, starts + 1)
         starts = starts + 1 + sizes
         found.append(values)
-    return found, starts
+    return found
 
 
 def varints(data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from ig_jax.data.images.opening import open_images
 from ig_jax.data.sources import Arrays, Source
 from ig_jax.data.spec import pixels
 
+ENCODE = "encode them with ig_jax.encode, or name data.source=images to encode them in the step"
 SEEN = 1000  # files of a folder that are looked at to recognise it
 
 
@@ -34,7 +35,7 @@ def open_cropped(config: DataConfig, split: str, shape: tuple[int, int, int]) ->
     """
     check(config.folder != "", "data.folder", config.folder, "the folder of the images", "set --config.data.folder=DIR")
     size, _, channels = shape
-    check(channels in crop.MODES, "model.channels", channels, "1 or 3 for images", "encode them with ig_jax.encode")
+    check(channels in crop.MODES, "model.channels", channels, "1 or 3 for images", ENCODE)
     images = open_images(config.folder, split)
     labels = images.labels.astype(np.int32)
     place = lambda row: f"{images.source}/{images.names[row]}"

@@ -6,18 +6,17 @@
 Source: hustvl/LightningDiT extract_features.py, datasets/img_latent_dataset.py.
 """
 
-import json
+import itertools
 import math
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ig_jax.data.buffers import Buffers
+from ig_jax.base.errors import damaged
 from ig_jax.data.dataset import AUTO, DataConfig
-from ig_jax.data.folders import checksum, damaged, listing, opened_path, source_of, spec_of
+from ig_jax.data.folders import checksum, listing, opened_path, source_of, spec_of
 from ig_jax.data.formats.registry import data_format
 from ig_jax.data.sources import Arrays, Source
 from ig_jax.models.latents import SD_VAE_SCALING, LatentScaling, autoencoder_name, from_mean_std
@@ -25,7 +24,7 @@ from ig_jax.weightfiles.files import open_weights
 from ig_jax.weightfiles.sets import choose
 
 STATS = "latents_stats.pt"
-MOST_HEADER_BYTES = 1 << 20  # of the three tensors of a shard
+ARRAYS = {"latent": "latents", "latent_flip": "latents_flip"}  # of a batch -> of a file
 _SHARD = re.compile(r"latents_rank(\d+)_shard(\d+)\.safetensors")
 
 
@@ -72,14 +71,12 @@ def open_shards(config: DataConfig, split: str, name: str) -> Source:
         config.source == AUTO and first.shape[0] == SD_VAE_SCALING.channels and not stats.exists()
     )
     scaling = {} if plain else {"scaling": read_scaling(stats, first.shape[0])}
-    arrays = ("latent", "latent_flip") if config.mirrored is not False else ("latent",)
+    arrays = tuple(ARRAYS)[: 1 if config.mirrored is False else 2]
     identity = f"ldit:{checksum(labels.tobytes(), *(shard.header for shard in shards))}:{split}[{len(labels)}]"
     spec = spec_of("latents", first.shape, first.dtype, identity, first.path, mirrored=len(arrays) == 2, **scaling)
 
-    buffers = Buffers()
-
     def read(rows: np.ndarray) -> Arrays:
-        batch = {array: buffers.empty((len(rows), *first.shape), first.dtype) for array in arrays}
+        batch = {array: np.empty((len(rows), *first.shape), first.dtype) for array in arrays}
         for index, row in enumerate(rows.tolist()):
             at = shard_of(row)
             for array in arrays:
@@ -105,63 +102,40 @@ def _whole(root: Path, files: list[str]) -> list[str]:
     return [file for file in files if _SHARD.fullmatch(file)]
 
 
-@dataclass
 class Shard:
     """One file of latents, checked when it is opened and read by rows."""
 
-    path: Path
-    header: bytes = field(init=False)
-    labels: np.ndarray = field(init=False)  # (N,)
-    shape: tuple[int, ...] = field(init=False)  # (C, h, w)
-
-    def __post_init__(self):
-        with self.path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > MOST_HEADER_BYTES:
-                raise damaged(self.path, f"announces a header of {size} bytes")
-            self.header = file.read(size)
-            self._check_size(os.fstat(file.fileno()).st_size)
-        with open_weights(self.path) as weights:
-            tensors = choose(weights, "").tensors
+    def __init__(self, path: Path):
+        self.path = path
+        with open_weights(path) as weights:
+            tensors = weights.joined()  # in the order of their bytes
             for key in ("latents", "labels"):
                 if key not in tensors:
-                    raise damaged(self.path, f"has no {key}, only {', '.join(sorted(tensors))}")
-            self.labels = tensors["labels"].read()
+                    raise damaged(path, f"has no {key}, only {', '.join(sorted(tensors))}")
+            self.labels = tensors["labels"].read()  # (N,)
         latents, flipped = tensors["latents"], tensors.get("latents_flip")
         count, *shape = latents.shape or (0,)
         if self.labels.shape != (count,) or self.labels.dtype.kind not in "iu":
             found = f"labels {self.labels.shape} {self.labels.dtype} and latents {latents.shape}"
-            raise damaged(self.path, f"has {found}: one whole number belongs to each latent")
+            raise damaged(path, f"has {found}: one whole number belongs to each latent")
         if flipped is not None and (flipped.shape, flipped.dtype) != (latents.shape, latents.dtype):
-            raise damaged(self.path, f"has latents_flip {flipped.shape} and latents {latents.shape}")
-        self.shape, self.dtype, self.mirrored = tuple(shape), latents.dtype, flipped is not None
+            raise damaged(path, f"has latents_flip {flipped.shape} and latents {latents.shape}")
+        self.shape, self.dtype, self.mirrored = tuple(shape), latents.dtype, flipped is not None  # (C, h, w)
         self._row_bytes = math.prod(shape) * latents.dtype.itemsize
-        content = json.loads(self.header)
-        names = {"latent": "latents", "latent_flip": "latents_flip"}
-        self._starts = {
-            array: 8 + len(self.header) + content[name]["data_offsets"][0]
-            for array, name in names.items()
-            if name in content
-        }
-        self._file = os.open(self.path, os.O_RDONLY)
+        # The library has checked that the tensors fill the file, one after another and to its end.
+        sizes = [tensor.nbytes for tensor in tensors.values()]
+        starts = itertools.accumulate(sizes, initial=path.stat().st_size - sum(sizes))
+        self._starts = dict(zip(tensors, starts))
+        self._file = os.open(path, os.O_RDONLY)
+        self.header = os.pread(self._file, min(self._starts.values()), 0)
 
     def __del__(self):
         if hasattr(self, "_file"):
             os.close(self._file)
 
-    def _check_size(self, found: int) -> None:
-        """Raise UserError where the file is not as long as its header says; other damage is left to the library."""
-        try:
-            ends = [entry["data_offsets"][1] for name, entry in json.loads(self.header).items() if name[:2] != "__"]
-            announced = 8 + len(self.header) + max(ends)
-        except (ValueError, TypeError, LookupError, AttributeError):
-            return
-        if announced != found:
-            raise damaged(self.path, f"announces {announced} bytes and has {found}")
-
     def read(self, array: str, row: int, target: np.ndarray) -> None:
         """Read one row into `target` (C, h, w).  Raises: UserError where the file has become shorter."""
-        count = os.preadv(self._file, [target.data], self._starts[array] + row * self._row_bytes)
+        count = os.preadv(self._file, [target.data], self._starts[ARRAYS[array]] + row * self._row_bytes)
         if count != self._row_bytes:
             raise damaged(self.path, f"index {row} ends early ({count} of {self._row_bytes} bytes)")
 

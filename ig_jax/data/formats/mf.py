@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ig_jax.base.errors import UserError
-from ig_jax.data.buffers import Buffers
+from ig_jax.base.errors import UserError, damaged
 from ig_jax.data.dataset import DataConfig
-from ig_jax.data.folders import checksum, damaged, listing, opened_path, source_of, spec_of
+from ig_jax.data.folders import checksum, listing, opened_path, source_of, spec_of
 from ig_jax.data.formats.registry import data_format
 from ig_jax.data.sources import Arrays, Source
 from ig_jax.weightfiles.files import LazyTensor, open_weights
@@ -53,10 +52,8 @@ def open_mf(config: DataConfig, split: str) -> Source:
     identity = f"mf:{checksum(template.tobytes())}:{split}[{len(names)}]"
     spec = spec_of("moments", template.shape, template.dtype, identity, place(0))
 
-    buffers = Buffers()
-
     def read(rows: np.ndarray) -> Arrays:
-        moments, labels = buffers.empty((len(rows), *template.shape), template.dtype), np.empty(len(rows), np.int32)
+        moments, labels = np.empty((len(rows), *template.shape), template.dtype), np.empty(len(rows), np.int32)
         for index, row in enumerate(rows.tolist()):
             label = form.read(folder / names[row], moments[index]) if form else None
             if label is not None:  # nearly always

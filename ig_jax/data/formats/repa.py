@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ig_jax.base.errors import UserError, one_line
+from ig_jax.base.errors import UserError, damaged, one_line
 from ig_jax.data import statistics
-from ig_jax.data.buffers import Buffers
 from ig_jax.data.dataset import AUTO, DataConfig
-from ig_jax.data.folders import checksum, class_ids, damaged, opened_path, source_of, spec_of
+from ig_jax.data.folders import checksum, opened_path, source_of, spec_of
 from ig_jax.data.formats.registry import data_format
+from ig_jax.data.images.listing import class_ids
 from ig_jax.data.sources import Arrays, Source
 from ig_jax.models.latents import SD_VAE_SCALING, LatentScaling
 
@@ -106,10 +106,8 @@ def open_moments(config: DataConfig, split: str) -> Source:
     spec = spec_of("moments", template.shape, template.dtype, identity, place(0), class_names=classes)
     header = first[: len(first) - template.nbytes]
 
-    buffers = Buffers()
-
     def read(rows: np.ndarray) -> Arrays:
-        moments = buffers.empty((len(rows), *template.shape), template.dtype)
+        moments = np.empty((len(rows), *template.shape), template.dtype)
         for target, row in zip(moments, rows.tolist()):
             data = files.read(row)
             if len(data) == len(first) and data.startswith(header):  # nearly always

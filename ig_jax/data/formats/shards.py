@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module as array_record
 
-from ig_jax.base.errors import UserError, one_line
-from ig_jax.data.buffers import Buffers
+from ig_jax.base.errors import UserError, damaged, one_line
 from ig_jax.data.dataset import DataConfig
-from ig_jax.data.folders import checksum, damaged, opened_path
+from ig_jax.data.folders import checksum, opened_path
 from ig_jax.data.formats.registry import data_format
 from ig_jax.data.record_file import AGAIN, CHUNK_HEADER, CHUNK_KIND, SIMPLE, RecordFile, read_records
 from ig_jax.data.shards import CARD, LABEL_AT, LABEL_TAG, Card, read_card, read_varint
@@ -57,7 +56,6 @@ class ShardReader:
 
     def __init__(self, card: Card, files: list[RecordFile], mirrored: bool):
         self._layout, self._files, self.mirrored = card.layout, files, mirrored
-        self._buffers = Buffers()
         self._starts = np.cumsum([0, *card.shard_lengths])
         self._places = np.concatenate([file.places for file in files])
         first = self._record(0)
@@ -90,7 +88,7 @@ class ShardReader:
         """The arrays of rows int (B,).  Raises: UserError naming the file and index of a damaged record."""
         layout, count = self._layout, len(rows)
         wanted = layout.arrays if self.mirrored else layout.arrays[:1]
-        arrays = {name: self._buffers.empty((count, *layout.shape), layout.dtype) for name in wanted}
+        arrays = {name: np.empty((count, *layout.shape), layout.dtype) for name in wanted}
         unread = memoryview(bytearray(self._bytes if len(wanted) < len(layout.arrays) else 0))
         tail = np.empty((count, LABEL_AT + 2), np.uint8)
         gaps = [np.empty((count, len(expected)), np.uint8) for expected, _ in self._gaps]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ig_jax.base.errors import one_line
+from ig_jax.base.errors import damaged, one_line
 from ig_jax.data.images import imagenet
-from ig_jax.data.images.listing import SPLITS, Images, classes, is_image, names_of, numbered, unreadable
+from ig_jax.data.images.listing import SPLITS, Images, classes, is_image, names_of, numbered
 
 KAGGLE = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # where a download holds its parts
 
@@ -26,11 +26,11 @@ def open_folder(root: Path, split: str) -> Images:
     beside = [entry.name for entry in entries if entry.name not in folders]
     flat = [name for name in beside if is_image(name)]
     if flat and folders:
-        raise unreadable(part / flat[0], "is an image beside the class folders", "move it into one of them")
+        raise damaged(part / flat[0], "is an image beside the class folders", "move it into one of them")
     if flat:
         return _flat_validation(root, part, flat, [name for name in beside if not is_image(name)])
     if not folders:
-        raise unreadable(part, "holds no class folders", "name the folder that holds one folder for each class")
+        raise damaged(part, "holds no class folders", "name the folder that holds one folder for each class")
     synsets, class_names = classes(folders, imagenet.class_words(part))
     names: list[str] = []
     labels: list[int] = []
@@ -42,7 +42,7 @@ def open_folder(root: Path, split: str) -> Images:
         names += [f"{folder}/{file}" for file in found]
         labels += [label] * len(found)
     if not names:
-        raise unreadable(part, "holds class folders without images", "name the folder of the images")
+        raise damaged(part, "holds class folders without images", "name the folder of the images")
     read = functools.partial(read_files, part)
     return Images(str(part), names, np.asarray(labels), class_names, synsets, names, read, tuple(ignored))
 
@@ -57,7 +57,7 @@ def _part(root: Path, split: str) -> Path:
     """The folder of a split: `root` itself where it is not divided into splits."""
     found = find_part(root, split)
     if found is None and any(find_part(root, other) for other in SPLITS):
-        raise unreadable(root, f"has no folder {' or '.join(names_of(split))}", "choose another split")
+        raise damaged(root, f"has no folder {' or '.join(names_of(split))}", "choose another split")
     return found or root
 
 
@@ -75,7 +75,7 @@ def _flat_validation(root: Path, part: Path, names: list[str], ignored: list[str
     found, all_synsets = imagenet.validation_synsets(part)
     unknown = next((name for name in names if Path(name).stem not in found), None)
     if unknown is not None:
-        raise unreadable(part / unknown, "has no label in the list of the validation images", "take it away")
+        raise damaged(part / unknown, "has no label in the list of the validation images", "take it away")
     of_images = [found[Path(name).stem] for name in names]
     beside = part.with_name("train")  # with a part of the classes, both splits must number them alike
     trained = {entry.name for entry in beside.iterdir() if entry.is_dir()} if beside.is_dir() else set()
@@ -92,5 +92,5 @@ def read_files(root: Path, names: Sequence[str]) -> list[bytes]:
         try:
             contents.append((root / name).read_bytes())
         except OSError as error:
-            raise unreadable(root / name, f"cannot be read ({one_line(error)})", "check the disk") from error
+            raise damaged(root / name, f"cannot be read ({one_line(error)})", "check the disk") from error
     return contents

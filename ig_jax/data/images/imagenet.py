@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ig_jax.base.errors import one_line
-from ig_jax.data.images.listing import unreadable
+from ig_jax.base.errors import damaged, one_line
 
 MAPPING, SOLUTION, DEVKIT = "LOC_synset_mapping.txt", "LOC_val_solution.csv", "ILSVRC2012_devkit_t12"
 LEVELS = 5  # Kaggle's files lie four folders above its validation images
@@ -42,13 +41,13 @@ def validation_synsets(folder: Path) -> tuple[dict[str, str], set[str]]:
         with file.open(newline="") as opened:
             rows = list(csv.reader(opened))
         if not rows or rows[0] != ["ImageId", "PredictionString"]:
-            raise unreadable(file, "does not start with ImageId,PredictionString", "download it again")
+            raise damaged(file, "does not start with ImageId,PredictionString", "download it again")
         found = {image: boxes.split()[0] for image, boxes in rows[1:]}
         return found, set(class_words(folder)) or set(found.values())
     devkit = find_devkit(folder)
     if devkit is None:
         fix = f"put Kaggle's {SOLUTION} or {DEVKIT}.tar.gz next to them"
-        raise unreadable(folder, "holds validation images without labels", fix)
+        raise damaged(folder, "holds validation images without labels", fix)
     names = (f"ILSVRC2012_val_{number:08d}" for number in range(1, len(devkit.validation) + 1))
     return dict(zip(names, devkit.validation)), set(devkit.words)
 
@@ -65,7 +64,7 @@ def find_devkit(folder: Path) -> Devkit | None:
                 contents = [archive.extractfile(parts[name]) for name in (metadata, truth)]
                 return _devkit(file, *(content.read() for content in contents if content))
         except (OSError, EOFError, LookupError, tarfile.TarError) as error:
-            raise unreadable(file, f"cannot be read ({one_line(error)})", "download it again") from error
+            raise damaged(file, f"cannot be read ({one_line(error)})", "download it again") from error
     return None
 
 
@@ -79,7 +78,7 @@ def _devkit(file: Path, metadata: bytes, truth: bytes) -> Devkit:
         words = {str(row["WNID"]): str(row["words"]) for row in leaves}
         return Devkit(words, [synsets[int(number)] for number in truth.split()])
     except Exception as error:  # of many types
-        raise unreadable(file, f"cannot be read ({one_line(error)})", "download it again") from error
+        raise damaged(file, f"cannot be read ({one_line(error)})", "download it again") from error
 
 
 def _nearby(folder: Path, name: str) -> Iterator[Path]:

@@ -4,12 +4,11 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ig_jax.base.errors import UserError
+from ig_jax.base.errors import UserError, damaged
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train",), "validation": ("val", "validation")}  # -> how files and folders abbreviate it
@@ -60,22 +59,27 @@ def numbered(synsets: Sequence[str], of_images: Iterable[str]) -> np.ndarray:
     return np.asarray([rank[synset] for synset in of_images], np.int64)
 
 
-def label_numbers(labels: Sequence[int | str], names: Sequence[str], source: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(labels int64 (N,), class names) from numbers of classes, or from names of classes, which are sorted.
+def class_ids(labels: Sequence[Any], place: Callable[[int], str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(labels int64 (N,), class names) of labels that are whole numbers, without names, or text, numbered as sorted.
 
-    Raises: UserError naming an image with a negative number, or among numbers one with a name.
+    Raises: UserError naming the place of the first that is neither.
     """
-    texts = [label for label in labels if isinstance(label, str)]
-    if texts and len(texts) == len(labels):
-        found, _ = classes(texts, {})
-        return numbered(found, texts), found
-    for label, name in zip(labels, names):
-        if isinstance(label, str) or label < 0:
-            raise UserError(
-                name=f"label of {name}", value=label, expected="0 or more", fix=f"choose a labelled split of {source}"
-            )
-    values = np.asarray(labels, np.int64)
-    return values, tuple(str(label) for label in range(int(values.max(initial=-1)) + 1))
+    if labels and all(isinstance(label, str) for label in labels):
+        found, _ = classes(labels, {})
+        return numbered(found, labels), found
+    for row, label in enumerate(labels):
+        if not isinstance(label, int | float) or isinstance(label, bool) or label != label // 1:
+            raise damaged(place(row), f"has label {label!r}, which is no whole number", "label every image, or none")
+    return np.asarray(labels, np.int64), ()
+
+
+def label_numbers(labels: Sequence[int | str], names: Sequence[str], source: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """As `class_ids`, with names for numbers too.  Raises: UserError, also naming an image with a negative one."""
+    values, found = class_ids(labels, lambda row: names[row])
+    for row in np.flatnonzero(values < 0).tolist():
+        fix = f"choose a labelled split of {source}"
+        raise UserError(name=f"label of {names[row]}", value=labels[row], expected="0 or more", fix=fix)
+    return values, found or tuple(map(str, range(int(values.max(initial=-1)) + 1)))
 
 
 def names_of(split: str) -> tuple[str, ...]:
@@ -86,8 +90,3 @@ def names_of(split: str) -> tuple[str, ...]:
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image."""
     return name.lower().endswith(EXTENSIONS)
-
-
-def unreadable(where: str | Path, problem: str, fix: str) -> UserError:
-    """A source, or a file of it, that cannot be used."""
-    return UserError(f"{where} {problem}", name=str(where), fix=fix)

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 from ig_jax.base.copies import local_copy
-from ig_jax.base.errors import UserError
+from ig_jax.base.errors import UserError, damaged
 from ig_jax.data.images import folders, parquet, tars
-from ig_jax.data.images.listing import SPLITS, SYNSET, Images, names_of, unreadable
+from ig_jax.data.images.listing import SPLITS, SYNSET, Images, names_of
 
 FORMS = "class folders, ImageNet's tars, parquet files, webdataset tars, or tfds:NAME"
 RAW = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
@@ -29,7 +29,7 @@ def open_images(text: str, split: str) -> Images:
             raise UserError(name="--images", value=text, expected=f"an existing source: {FORMS}")
         images = _open_folder(path, split) if path.is_dir() else _open_files(files, split)
     if not len(images):
-        raise unreadable(text, "holds no images", f"name {FORMS}")
+        raise damaged(text, "holds no images", f"name {FORMS}")
     return images
 
 
@@ -48,7 +48,7 @@ def _open_files(files: list[Path], split: str) -> Images:
     if suffixes == {".parquet"}:
         return parquet.open_parquet(files)
     if suffixes != {".tar"}:
-        raise unreadable(files[0], "is no form of images", f"name {FORMS}")
+        raise damaged(files[0], "is no form of images", f"name {FORMS}")
     if files[0].name == RAW["validation"]:
         return tars.open_imagenet_validation(files[0])
     if all(SYNSET.fullmatch(file.stem) for file in files) or tars.first_member(files[0]).endswith(".tar"):
@@ -60,7 +60,7 @@ def _of_split(files: list[Path], split: str) -> list[Path]:
     """The files whose names carry the split; all of them where none names a split."""
     found = [file for file in files if _carries(file, split)]
     if not found and any(_carries(file, part) for file in files for part in SPLITS):
-        raise unreadable(files[0].parent, f"has no files of the split {split}", "choose another split")
+        raise damaged(files[0].parent, f"has no files of the split {split}", "choose another split")
     return found or files
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ig_jax.base.errors import UserError, one_line
-from ig_jax.data.images.listing import Images, label_numbers, unreadable
+from ig_jax.base.errors import UserError, damaged, one_line
+from ig_jax.data.images.listing import Images, label_numbers
 
 LABELS = ("label", "labels", "cls", "class")
 IMAGES = ("image", "img", "jpg", "png")
@@ -36,13 +36,13 @@ def open_parquet(files: Sequence[Path]) -> Images:
             paths = [(entry or {}).get("path") for entry in table.get(image, [])] or [None] * len(table[column])
             for row, (label, inside) in enumerate(zip(table[column], paths)):
                 if label is None:
-                    raise unreadable(f"{path} row {len(places)}", f"has no {column}", "choose a labelled split")
+                    raise damaged(f"{path} row {len(places)}", f"has no {column}", "choose a labelled split")
                 names.append(f"{path.name}/{inside or f'{group}-{row}'}")
                 labels.append(label)
                 places.append((number, group, row))
     source = str(files[0] if len(files) == 1 else files[0].parent)
     if not names:
-        raise unreadable(source, "holds no rows", "name the folder of the parquet files")
+        raise damaged(source, "holds no rows", "name the folder of the parquet files")
     values, numbered = label_numbers(labels, names, source)
     if class_names:
         if int(values.max()) >= len(class_names):
@@ -66,7 +66,7 @@ def _group(path: Path, group: int, image: str):
     try:
         column = opened.read_row_group(group, [f"{image}.bytes" if struct else image]).column(image).combine_chunks()
     except Exception as error:  # of many types
-        raise unreadable(path, f"cannot be read ({one_line(error)})", "download it again") from error
+        raise damaged(path, f"cannot be read ({one_line(error)})", "download it again") from error
     return column.field("bytes") if struct else column
 
 
@@ -76,17 +76,17 @@ def _open(path: Path):
         import pyarrow.parquet
     except ImportError as error:
         fix = 'python -m pip install -e ".[parquet]"'
-        raise unreadable(path, "needs pyarrow, which is not installed", fix) from error
+        raise damaged(path, "needs pyarrow, which is not installed", fix) from error
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise unreadable(path, f"cannot be read ({one_line(error)})", "download it again") from error
+        raise damaged(path, f"cannot be read ({one_line(error)})", "download it again") from error
 
 
 def _column(path: Path, schema, names: Sequence[str]) -> str:
     found = [name for name in names if name in schema.names]
     if not found:
-        raise unreadable(path, f"has the columns {schema.names}", f"one of {', '.join(names)} is needed")
+        raise damaged(path, f"has the columns {schema.names}", f"one of {', '.join(names)} is needed")
     return found[0]
 
 

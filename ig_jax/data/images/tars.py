@@ -10,9 +10,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ig_jax.base.errors import one_line
+from ig_jax.base.errors import damaged, one_line
 from ig_jax.data.images import imagenet
-from ig_jax.data.images.listing import SYNSET, Images, classes, is_image, label_numbers, numbered, unreadable
+from ig_jax.data.images.listing import SYNSET, Images, classes, is_image, label_numbers, numbered
 
 BLOCK = 512  # bytes; a tar ends with at least one block of zeros
 AGAIN = "download it again"
@@ -41,7 +41,7 @@ def open_imagenet_train(files: Sequence[Path]) -> Images:
             for tar in inner:
                 synset = tar.name.removesuffix(".tar")
                 if not SYNSET.fullmatch(synset):
-                    raise unreadable(f"{path}:{tar.name}", "is not the tar of a synset", "name the training tar")
+                    raise damaged(f"{path}:{tar.name}", "is not the tar of a synset", "name the training tar")
                 names, places = found.setdefault(synset, ([], array.array("q")))
                 for member in members(file, tar, path):
                     name = f"{synset}/{member.name}"
@@ -79,7 +79,7 @@ def open_imagenet_validation(path: Path) -> Images:
     of_image, all_synsets = imagenet.validation_synsets(path.parent)
     unknown = next((member.name for member in images if Path(member.name).stem not in of_image), None)
     if unknown is not None:
-        raise unreadable(f"{path}:{unknown}", "has no label in the list of the validation images", AGAIN)
+        raise damaged(f"{path}:{unknown}", "has no label in the list of the validation images", AGAIN)
     synsets, class_names = classes(all_synsets, imagenet.class_words(path.parent))
     return Images(
         source=str(path),
@@ -110,7 +110,7 @@ def open_webdataset(files: Sequence[Path]) -> Images:
                 image = next((member for kind, member in sample.items() if is_image(f".{kind}")), None)
                 if image is None:
                     first = next(iter(sample.values()))
-                    raise unreadable(f"{path}:{first.name}", "belongs to no image", "take it away")
+                    raise damaged(f"{path}:{first.name}", "belongs to no image", "take it away")
                 names.append(f"{path.name}/{image.name}")
                 places.append((number, image.start, image.size))
                 labels.append(_webdataset_label(file, sample, f"{path}:{image.name}"))
@@ -130,8 +130,8 @@ def _webdataset_label(file: BinaryIO, sample: dict[str, Member], where: str) -> 
             label = json.loads(text)["label"] if kind == "json" else text
             return int(label) if isinstance(label, int) or label.lstrip("-").isdigit() else label
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise unreadable(where, f"has an unreadable label {text[:40]!r}", "write it again") from error
-    raise unreadable(where, "has no label (.cls or .json)", "choose a labelled set")
+            raise damaged(where, f"has an unreadable label {text[:40]!r}", "write it again") from error
+    raise damaged(where, "has no label (.cls or .json)", "choose a labelled set")
 
 
 def first_member(path: Path) -> str:
@@ -156,7 +156,7 @@ def members(file: BinaryIO, tar: Member, path: Path) -> Iterator[Member]:
         if end + BLOCK > tar.start + tar.size or file.read(BLOCK).strip(b"\0"):
             raise tarfile.ReadError("it ends in the middle")
     except (tarfile.TarError, OSError) as error:
-        raise unreadable(where, f"is a damaged tar ({one_line(error)})", AGAIN) from error
+        raise damaged(where, f"is a damaged tar ({one_line(error)})", AGAIN) from error
 
 
 class _Window:
@@ -186,5 +186,5 @@ def read_ranges(files: tuple[Path, ...], places: np.ndarray) -> list[bytes]:
             file.seek(start)
             contents.append(file.read(size))
         if len(contents[-1]) != size:
-            raise unreadable(files[number], f"ends before byte {start + size}", AGAIN)
+            raise damaged(files[number], f"ends before byte {start + size}", AGAIN)
     return contents

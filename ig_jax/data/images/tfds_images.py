@@ -3,10 +3,10 @@
 import functools
 from collections.abc import Sequence
 
-from ig_jax.base.errors import UserError, check, one_line
+from ig_jax.base.errors import UserError, check, damaged, one_line
 from ig_jax.base.progress import waiting
 from ig_jax.data.formats.tfds import undecoded
-from ig_jax.data.images.listing import Images, label_numbers, unreadable
+from ig_jax.data.images.listing import Images, label_numbers
 
 
 def open_tfds(name: str, split: str) -> Images:
@@ -41,9 +41,7 @@ def read_records(name: str, split: str, rows: Sequence[int]) -> list[bytes]:
     except UserError:
         raise
     except Exception as error:  # array_record and protobuf each raise their own
-        raise unreadable(
-            f"tfds:{name}", f"cannot be read at rows {list(rows)[:8]} ({one_line(error)})", AGAIN
-        ) from error
+        raise damaged(f"tfds:{name}", f"cannot be read at rows {list(rows)[:8]} ({one_line(error)})", AGAIN) from error
 
 
 _records = functools.lru_cache(maxsize=2)(undecoded)

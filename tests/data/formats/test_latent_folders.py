@@ -136,7 +136,7 @@ DAMAGED = {  # folder: (file that is named, words of the refusal); None for one 
     "ldit_labels_short": (SHARD, ["labels (3,)", "latents (4, 8, 8, 8)"]),
     "ldit_flip_shape": (SHARD, ["latents_flip (4, 8, 7, 8)", "latents (4, 8, 8, 8)"]),
     "ldit_no_flip": (SHARD, ["no latents_flip", "data.mirrored=False"]),
-    "ldit_truncated": (SHARD, ["16704 bytes", "15704"]),
+    "ldit_truncated": (SHARD, ["cut short"]),
     "ldit_header": (SHARD, ["1152921504606846976"]),
     "ldit_label_range": ("label", [SHARD, "index 1", "label=1000", "0..999"]),
     "ldit_no_stats": (STATS, ["missing"]),
