@@ -325,7 +325,7 @@ def test_autoencoders_come_and_go_too(tmp_path, capsys, name, naming, groups):
         (tmp_path / "config.json").write_text(json.dumps({"norm_num_groups": groups}))
     code, out, err = run(capsys, f"--from={tmp_path / name}", f"--out={tmp_path / 'vae'}")
     assert code == 0, err
-    found, params = autoencoder_checkpoint.load(tmp_path / "vae")
+    found, params, _ = autoencoder_checkpoint.load(tmp_path / "vae")
     assert found == config
     assert params.keys() == hashed(config).keys()
     assert all((array == variants.weight(name, array.shape)).all() for name, array in params.items())

@@ -105,7 +105,7 @@ def test_the_autoencoder_by_hand_gives_back_what_it_encodes(tmp_path):
     from ig_jax.models import autoencoder
 
     mini.write_autoencoder(tmp_path / "autoencoder_by_hand")
-    model = autoencoder.from_params(*autoencoder_checkpoint.load(tmp_path / "autoencoder_by_hand"))
+    model = autoencoder.from_params(*autoencoder_checkpoint.load(tmp_path / "autoencoder_by_hand")[:2])
     blocks = np.random.default_rng(0).uniform(-1, 1, (1, 4, 4, 3)).astype(np.float32)
     images = blocks.repeat(4, 1).repeat(4, 2)
     decoded = np.asarray(model.decode(model.encode(images).mean))

@@ -17,12 +17,12 @@ from PIL import Image
 from ig_jax.base.files import append_lines
 from ig_jax.base.versions import versions
 from ig_jax.benchmarking.programs import hardware
+from ig_jax.checkpoints.autoencoder import Autoencoder
 from ig_jax.data import crop
 from ig_jax.data.images.decoding import decode_all
 from ig_jax.data.images.opening import open_images
-from ig_jax.encoding.encoder import Autoencoder, make_encode
+from ig_jax.encoding.encoder import make_encode
 from ig_jax.models import autoencoder
-from ig_jax.parallel.mesh import make_mesh
 
 SIZE = 256
 COUNT = 64  # images to decode
@@ -84,13 +84,12 @@ def decoding(images: list[bytes]) -> Part:
 
 def encoder(dtype: str, batch: int) -> Part:
     """The encoder of the SD autoencoder with random weights on all devices, and diffusers' on the same processors."""
-    config, mesh = autoencoder.SD_VAE, make_mesh(devices=jax.local_devices())
-    random = np.random.default_rng(0)
+    config, random = autoencoder.SD_VAE, np.random.default_rng(0)
     params = {
         name: np.asarray(random.normal(size=leaf.shape) * 0.02, np.float32)
         for name, leaf in autoencoder.shapes(config).items()
     }
-    encode = make_encode(Autoencoder(config, jax.device_put(params), "", mesh), "moments", dtype, False, dtype)
+    encode = make_encode(Autoencoder(config, jax.device_put(params), ""), "moments", dtype, False, dtype)
     pixels, rows = random.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8), np.arange(batch)
     ours = lambda: jax.block_until_ready(encode(pixels, rows))
     return f"encoder {dtype}", ours, torch_encoder(dtype, pixels) if importlib.util.find_spec("diffusers") else None

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from ig_jax.base.errors import check
 from ig_jax.benchmarking.cases import Case
+from ig_jax.data.spec import ENCODER
 from ig_jax.generation import sampler
 from ig_jax.models import cost, dit
 from ig_jax.parallel.hardware import chip_of
@@ -58,17 +59,21 @@ def nonzero_weights(model: dit.DiTConfig) -> dict[str, jax.Array]:
     return {name: uniform(number, leaf.shape) for number, (name, leaf) in enumerate(dit.shapes(model).items())}
 
 
-def synthetic_batch(program: TrainProgram, case: Case) -> dict[str, jax.Array]:
+def synthetic_batch(program: TrainProgram, case: Case) -> dict[str, Any]:
     """A batch of the arrays that the case's data promise, with numbers about as large as theirs."""
-    spec, batch = case.experiment.batch_spec, {}
-    for name, form in program.batch.items():
+    spec = case.experiment.batch_spec
+
+    def one(path: tuple, form: jax.ShapeDtypeStruct) -> jax.Array:
         values = jax.random.normal(jax.random.key(case.experiment.seed), form.shape, jnp.float32)
-        if name == "label":
+        if path[0].key == "label":
             values = jnp.arange(case.batch) % spec.num_classes
+        elif path[0].key == ENCODER:
+            values = 0.02 * values
         elif spec.holds == "pixels":
             values = 128 + 40 * values
-        batch[name] = jax.device_put(values.astype(form.dtype), form.sharding)
-    return batch
+        return jax.device_put(values.astype(form.dtype), form.sharding)
+
+    return jax.tree.map_with_path(one, program.batch)
 
 
 class _Program:

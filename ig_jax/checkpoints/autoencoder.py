@@ -1,7 +1,7 @@
 """An autoencoder in a directory of its own: autoencoder.json and its parameters, each with a digest.
 
-config, params = load("vae/sd-vae-ft-ema")
-model = autoencoder.from_params(config, params)
+found = load("vae/sd-vae-ft-ema")
+model = autoencoder.from_params(found.config, found.params)
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,6 +22,27 @@ from ig_jax.base.files import local_path
 from ig_jax.checkpoints.digests import describe, first_line, one_error
 from ig_jax.models import autoencoder
 from ig_jax.models.autoencoder import AutoencoderConfig
+from ig_jax.models.latents import autoencoder_name
+
+
+class Autoencoder(NamedTuple):
+    """An autoencoder.
+
+    Attributes:
+        config: of the network.
+        params: as models.autoencoder.from_params takes them.
+        digest: sha256 over the digests of all arrays, stored with every image.
+    """
+
+    config: AutoencoderConfig
+    params: dict[str, jax.Array]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """What its latents are called."""
+        return autoencoder_name(self.config.latent_channels, self.config.factor)
+
 
 FILE = "autoencoder.json"
 _FORMAT = 1
@@ -57,10 +79,8 @@ def save(
         (directory / FILE).write_text(text)
 
 
-def load(
-    directory: str | os.PathLike, sharding: jax.sharding.Sharding | None = None
-) -> tuple[AutoencoderConfig, dict[str, jax.Array]]:
-    """(config, float32 arrays by name), as models.autoencoder.from_params takes them.
+def load(directory: str | os.PathLike, sharding: jax.sharding.Sharding | None = None) -> Autoencoder:
+    """The autoencoder in a directory, in float32.
 
     sharding: of every array; on this process's first device where None.
     Raises: UserError for a missing, damaged or foreign directory.
@@ -83,7 +103,7 @@ def load(
     for name, found in describe(params).items():
         if found != arrays[name]:
             raise _damaged(directory, f"{name} does not match its digest")
-    return config, params
+    return Autoencoder(config, params, _sha256(arrays))
 
 
 def describe_directory(directory: str | os.PathLike) -> tuple[AutoencoderConfig, str, dict]:

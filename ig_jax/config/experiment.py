@@ -9,12 +9,12 @@ import dataclasses
 from ig_jax.base.errors import UserError, check
 from ig_jax.data.dataset import DataConfig, open_split
 from ig_jax.data.sources import Source
-from ig_jax.data.spec import BatchSpec
+from ig_jax.data.spec import BatchSpec, Encoder
 from ig_jax.diffusion.loss import LossConfig
 from ig_jax.diffusion.process import ProcessConfig
 from ig_jax.diffusion.recipe import Recipe
 from ig_jax.models.dit import DiTConfig
-from ig_jax.models.latents import LatentScaling
+from ig_jax.models.latents import LatentScaling, autoencoder_name
 from ig_jax.optim.ema import EmaConfig
 from ig_jax.optim.optimizer import AdamWConfig, MuonConfig
 
@@ -47,7 +47,7 @@ class RunConfig:
         keep_checkpoints: how many of the newest stay.
         preview_every: steps between two previews.
         preview_images: in a preview.
-        autoencoder: directory of the one that decodes previews of latents.
+        autoencoder: directory of the one that decodes previews of latents, and encodes images in the step.
         checkpoint_minutes: a checkpoint also so long after the last one, 0 for never.
         skip_limit: steps skipped in a row after which a run goes back to its last checkpoint, once.
         skip_leaps: also skip losses so many standard deviations above the recent ones; 0 for never.
@@ -128,9 +128,14 @@ class Experiment:
         check(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
         self.process.check_model(self.model)
         self.loss.check_model(self.model, self.process)
-        spec, of_pixels = self.batch_spec, self.latents.name == "pixels"
-        expected = f"{'pixels' if of_pixels else 'moments or latents'} for latents.name={self.latents.name!r}"
-        check((spec.holds == "pixels") == of_pixels, "data.holds", spec.holds, expected)
+        holds, of_pixels = self._promise.holds, self.latents.name == "pixels"
+        check(holds == "pixels" or not of_pixels, "data.holds", holds, "pixels for latents.name='pixels'")
+        if self.encodes:
+            expected, fix = "the autoencoder that encodes the images", "set it, or encode them with ig_jax.encode"
+            check(self.run.autoencoder != "", "run.autoencoder", "", expected, fix)
+            measured = not self.latents.is_identity
+            expected, fix = "those of these latents, which images do not tell", "take those that ig_jax.encode measures"
+            check(measured, "latents.shift and latents.scale", self.latents.scale[:1], expected, fix)
         previews, expected = self.run.preview_images, "0 for a model of latents without an autoencoder"
         decodable = of_pixels or not previews or self.run.autoencoder != ""
         check(decodable, "run.preview_images", previews, expected, "set run.autoencoder")
@@ -141,11 +146,35 @@ class Experiment:
             raise error.within("sample") from error
 
     @property
-    def batch_spec(self) -> BatchSpec:
-        """What the config promises of its batches without opening the data; an opened source must match it."""
+    def _promise(self) -> BatchSpec:
+        """As `batch_spec`, without the autoencoder, whose directory a reader of the checkpoint may not have."""
         model = self.model
         shape = (model.input_size, model.input_size, model.channels)
         return self.data.spec(shape, self.latents, model.num_classes)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether images become latents in the step."""
+        return self.latents.name != "pixels" and self._promise.holds == "pixels"
+
+    @property
+    def batch_spec(self) -> BatchSpec:
+        """What the config promises of its batches without opening the data; an opened source must match it.
+
+        Raises: UserError where images are to be encoded by an autoencoder that is not there, or of other latents.
+        """
+        if not self.encodes:
+            return self._promise
+        from ig_jax.checkpoints import autoencoder  # late: it brings Orbax
+
+        directory, wanted = self.run.autoencoder, self.latents
+        config = autoencoder.describe_directory(directory)[0]
+        name = autoencoder_name(config.latent_channels, config.factor)
+        expected = f"an autoencoder of {wanted.name} with {wanted.channels} channels, not of {name}"
+        fits = (name, config.latent_channels) == (wanted.name, wanted.channels)
+        check(fits, "config.run.autoencoder", directory, expected)
+        encoder = Encoder(config, autoencoder.digest(directory), self.data.compute)
+        return dataclasses.replace(self._promise, encoder=encoder)
 
     def open_split(self, split: str) -> Source:
         """The source of one split.  Raises: UserError where it is not what the config promises."""

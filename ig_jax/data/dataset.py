@@ -9,6 +9,8 @@ from ig_jax.data.spec import BatchSpec
 from ig_jax.models.latents import PIXELS, LatentScaling
 
 AUTO = "auto"  # a setting that the data decide
+IMAGES = ("images", "parquet")  # sources of images that are cropped to any size
+COMPUTE = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class DataConfig:
             which takes them from the data, and before they are opened moments in bfloat16 of both mirrors.
         dtype: of the stored numbers: "uint8" for pixels, otherwise "float32" | "bfloat16" | "float16".
         mirrored: mirror half of the images; moments and latents must then be stored both ways.
+        compute: dtype of the convolutions that encode images in the step, for a model of latents.
     """
 
     source: str
@@ -41,6 +44,7 @@ class DataConfig:
     holds: str
     dtype: str
     mirrored: bool | str
+    compute: str = "float32"
 
     def __post_init__(self):
         check(self.mirrored in (True, False, AUTO), "mirrored", self.mirrored, f"True, False or {AUTO!r}")
@@ -48,6 +52,7 @@ class DataConfig:
         check(self.source in known, "source", self.source, f"one of {', '.join(known)}")
         for name in ("split", "test_split"):
             check(getattr(self, name) != "", name, getattr(self, name), "a split name")
+        check(self.compute in COMPUTE, "compute", self.compute, f"one of {', '.join(COMPUTE)}")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1 image")
         check(self.pad >= 0, "pad", self.pad, "at least 0 pixels")
 
@@ -62,11 +67,12 @@ class DataConfig:
         """What this section promises of its data, before they are opened, for a model of that input."""
         classes = tuple(map(str, range(num_classes)))
         of_pixels = scaling.name == PIXELS.name
-        holds, dtype = ("pixels", "uint8") if of_pixels else ("moments", "bfloat16")
+        holds = "pixels" if of_pixels or self.source in IMAGES else "moments"
+        holds = holds if self.holds == AUTO else self.holds
         return BatchSpec(
-            holds if self.holds == AUTO else self.holds,
+            holds,
             latent_shape,
-            dtype if self.dtype == AUTO else self.dtype,
+            ("uint8" if holds == "pixels" else "bfloat16") if self.dtype == AUTO else self.dtype,
             not of_pixels if self.mirrored == AUTO else bool(self.mirrored),
             scaling,
             classes,
@@ -84,7 +90,7 @@ def open_split(config: DataConfig, split: str, promise: BatchSpec) -> sources.So
     Raises: UserError when the data cannot be opened or are not what `promise` says of them.
     """
     name = registry.recognised(config.folder) if config.source == AUTO else config.source
-    height, width, channels = promise.latent_shape
+    height, width, channels = promise.image_shape
     shape = (height - 2 * config.pad, width - 2 * config.pad, channels)
     more = (shape,) if registry.crops(name) else ()
     source = sources.pad(registry.opener(name)(config, split, *more), config.pad)

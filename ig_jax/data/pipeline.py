@@ -78,7 +78,7 @@ def batches(
 def fingerprint(source: Source, seed: int, global_batch: int) -> dict[str, int | str]:
     """Everything that must be equal for a resumed run to see the same batches, as JSON scalars by name."""
     _check_order(source, seed, global_batch)
-    arrays = source.spec.arrays.items()
+    arrays, encoder = source.spec.arrays.items(), source.spec.encoder
     first_rows = order(len(source), seed, range(min(len(source), 256))).astype("<i8")
     return {
         "source": source.spec.identity,
@@ -86,6 +86,7 @@ def fingerprint(source: Source, seed: int, global_batch: int) -> dict[str, int |
         "arrays": ", ".join(f"{n} {dtype} {'x'.join(map(str, shape))}" for n, (shape, dtype) in arrays if shape),
         "mirrored": source.spec.mirrored,
         "num_classes": source.spec.num_classes,
+        **({"encoder": f"{encoder.digest} in {encoder.compute}"} if encoder else {}),
         "seed": seed,
         "global_batch": global_batch,
         "order": f"{zlib.crc32(first_rows.tobytes()):08x}",  # another version of grain may shuffle differently

@@ -7,20 +7,37 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 
 from ig_jax.base.errors import UserError, check
+from ig_jax.models.autoencoder import AutoencoderConfig
 from ig_jax.models.latents import LatentScaling, from_factor, identity
 
 FORMS = {"pixels": "image", "moments": "moments", "latents": "latent"}  # what a batch holds -> the name of its array
 FLIPPED = "_flip"  # suffix of the array that holds the encoded mirror images
+ENCODER = "encoder"  # the weights that encode images in the step, next to the arrays of a batch
 FLOATS = ("float32", "bfloat16", "float16")
 SPREADS = ("std", "logvar")
 UNSTATED = ""  # name of the scaling of latents whose files do not state one
 
 
 @dataclasses.dataclass(frozen=True)
+class Encoder:
+    """The autoencoder that encodes images in the step.
+
+    Attributes:
+        config: of the network.
+        digest: of its weights.
+        compute: dtype of its convolutions.
+    """
+
+    config: AutoencoderConfig
+    digest: str
+    compute: str
+
+
+@dataclasses.dataclass(frozen=True)
 class BatchSpec:
     """The arrays of one labelled example and how they become the normalised input x of the network.
 
-    "pixels": `image` uint8 (H, W, C), from which x follows without an autoencoder.
+    "pixels": `image` uint8 (H, W, C), which is x, or with an `encoder` (factor H, factor W, 3), of which x is encoded.
     "moments": `moments` (H, W, 2C), mean then spread of the encoder's Gaussian, from which a latent is sampled.
     "latents": `latent` (H, W, C). Moments and latents are as the autoencoder gives them and `scaling` normalises them;
     latents stored normalised have the identity scaling. A format that cannot know the scaling or the class names from
@@ -36,6 +53,7 @@ class BatchSpec:
         identity: names the data in every process and run; empty where no data have been opened.
         spread: second half of moments: "std" | "logvar", which is clamped to -30..20.
         channels_first: moments and latents are stored (C, H, W).
+        encoder: of pixels, for a model of latents.
     """
 
     holds: str
@@ -47,6 +65,7 @@ class BatchSpec:
     identity: str = ""
     spread: str = "std"
     channels_first: bool = False
+    encoder: Encoder | None = None
 
     def __post_init__(self):
         check(self.spread in SPREADS, "spread", self.spread, f"one of {', '.join(SPREADS)}")
@@ -71,9 +90,16 @@ class BatchSpec:
         return FORMS[self.holds]
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images of pixels."""
+        if self.encoder is None:
+            return self.latent_shape
+        return tuple(side * self.encoder.config.factor for side in self.latent_shape[:2]) + (3,)  # type: ignore
+
+    @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """name -> (shape, dtype) of each array of one example, without the batch axis."""
-        height, width, channels = self.latent_shape
+        height, width, channels = self.image_shape
         channels *= 2 if self.holds == "moments" else 1
         stored = ((channels, height, width) if self.channels_first else (height, width, channels)), self.dtype
         flipped = self.mirrored and self.holds != "pixels"  # pixels are mirrored on the device
@@ -87,7 +113,13 @@ class BatchSpec:
         }
 
     def completed(self, promise: "BatchSpec") -> "BatchSpec":
-        """The same, with the scaling and the class names of `promise` where the files do not state them."""
+        """The same, with the scaling and the class names of `promise` where the files do not state them.
+
+        Images that it promises to encode are described as the latents that they become.
+        """
+        if promise.encoder and self.holds == "pixels" and self.latent_shape == promise.image_shape:
+            names, by = self.class_names or promise.class_names, f"{self.identity} by {promise.encoder.digest[:12]}"
+            return dataclasses.replace(promise, class_names=names, identity=by)
         stated = self.scaling.name != UNSTATED or self.scaling.channels != promise.scaling.channels
         scaling = self.scaling if stated else promise.scaling
         return dataclasses.replace(self, scaling=scaling, class_names=self.class_names or promise.class_names)

@@ -6,15 +6,15 @@ bytes of a shard depend on its images alone.
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from ig_jax.base.errors import check
-from ig_jax.checkpoints import autoencoder as autoencoder_checkpoint
+from ig_jax.checkpoints import autoencoder as checkpoint
+from ig_jax.checkpoints.autoencoder import Autoencoder
 from ig_jax.data.spec import FLIPPED, FORMS
 from ig_jax.models import autoencoder, latents
 from ig_jax.models.autoencoder import AutoencoderConfig
@@ -24,25 +24,9 @@ from ig_jax.parallel.sharding import batch_sharding, replicated
 SEED = 0  # of the latents sampled with --stage=latents
 
 
-class Autoencoder(NamedTuple):
-    """An autoencoder on the devices of this process."""
-
-    config: AutoencoderConfig
-    params: dict[str, jax.Array]
-    digest: str
-    mesh: Mesh  # over the devices of this process
-
-    @property
-    def name(self) -> str:
-        """What its latents are called."""
-        return latents.autoencoder_name(self.config.latent_channels, self.config.factor)
-
-
 def load(directory: str | os.PathLike) -> Autoencoder:
     """The autoencoder in a directory, its parameters on every device of this process.  Raises: UserError."""
-    mesh = make_mesh(devices=jax.local_devices())
-    config, params = autoencoder_checkpoint.load(directory, replicated(mesh))
-    return Autoencoder(config, params, autoencoder_checkpoint.digest(directory), mesh)
+    return checkpoint.load(directory, replicated(make_mesh(devices=jax.local_devices())))
 
 
 def stored_shape(config: AutoencoderConfig, size: int, stage: str) -> tuple[int, int, int]:
@@ -62,22 +46,22 @@ def make_encode(
     on the row.
     """
 
-    def stored(model: autoencoder.Autoencoder, images: jax.Array, rows: jax.Array, flip: int) -> jax.Array:
-        mean, std = model.encode(latents.from_uint8(images))
+    def stored(params: dict[str, jax.Array], images: jax.Array, rows: jax.Array, flip: int) -> jax.Array:
+        moments = autoencoder.moments(found.config, params, images, compute)
         if stage == "moments":
-            return jnp.concatenate([mean, std], axis=-1).astype(dtype)
+            return moments.astype(dtype)
+        mean, std = jnp.split(moments, 2, axis=-1)
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), row), flip))(rows)
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
         return latents.sample(mean, std, noise).astype(dtype)
 
     def encode(params: dict[str, jax.Array], images: jax.Array, rows: jax.Array) -> dict[str, jax.Array]:
-        model = autoencoder.from_params(found.config, params, dtype=compute)
-        arrays = {FORMS[stage]: stored(model, images, rows, 0)}
+        arrays = {FORMS[stage]: stored(params, images, rows, 0)}
         if mirrored:
-            arrays[FORMS[stage] + FLIPPED] = stored(model, images[:, :, ::-1], rows, 1)
+            arrays[FORMS[stage] + FLIPPED] = stored(params, images[:, :, ::-1], rows, 1)
         return arrays
 
-    whole, parts = PartitionSpec(), PartitionSpec(BATCH_AXES)
-    program = jax.jit(jax.shard_map(encode, mesh=found.mesh, in_specs=(whole, parts, parts), out_specs=parts))
-    where = batch_sharding(found.mesh)
+    mesh, whole, parts = make_mesh(devices=jax.local_devices()), PartitionSpec(), PartitionSpec(BATCH_AXES)
+    program = jax.jit(jax.shard_map(encode, mesh=mesh, in_specs=(whole, parts, parts), out_specs=parts))
+    where = batch_sharding(mesh)
     return lambda images, rows: program(found.params, *jax.device_put((images, rows.astype(np.int32)), where))

@@ -11,14 +11,13 @@ import PIL
 
 from ig_jax.base.buckets import is_remote
 from ig_jax.base.copies import at_hand, local_copy
-from ig_jax.base.errors import check
+from ig_jax.base.errors import check, damaged
 from ig_jax.base.progress import waiting
 from ig_jax.base.versions import version, versions
+from ig_jax.checkpoints.autoencoder import Autoencoder
 from ig_jax.data import crop, shards, statistics
-from ig_jax.data.folders import damaged
 from ig_jax.data.images.listing import Images
 from ig_jax.data.spec import FORMS
-from ig_jax.encoding.encoder import Autoencoder
 from ig_jax.encoding.folder import Folder
 from ig_jax.encoding.images import Settings
 from ig_jax.models import autoencoder, latents

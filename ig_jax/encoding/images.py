@@ -11,12 +11,12 @@ import numpy as np
 
 from ig_jax.base.errors import UserError
 from ig_jax.base.progress import Progress
+from ig_jax.checkpoints.autoencoder import Autoencoder
 from ig_jax.data import shards
 from ig_jax.data.images.decoding import Decoder, Part
 from ig_jax.data.images.listing import Images
 from ig_jax.encoding import encoder
 from ig_jax.encoding.folder import Folder
-from ig_jax.parallel.mesh import batch_shards
 
 IN_FLIGHT = 2  # batches on the devices: one is computed while the last one is written
 EVERY = 10.0  # seconds between lines of progress
@@ -37,12 +37,12 @@ class Settings:
     skip_broken: bool
     workers: int
 
-    def plan(self, images: Images, found: encoder.Autoencoder) -> dict:
+    def plan(self, images: Images, found: Autoencoder) -> dict:
         """Everything that decides the bytes of the shards."""
         choices = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_IN_PLAN}
         return choices | {"images": images.digest(), "count": len(images), "autoencoder": found.digest}
 
-    def layout(self, found: encoder.Autoencoder) -> shards.RecordLayout:
+    def layout(self, found: Autoencoder) -> shards.RecordLayout:
         """The records of these latents.  Raises: UserError for a size that the autoencoder cannot encode."""
         shape = encoder.stored_shape(found.config, self.size, self.stage)
         return shards.RecordLayout(self.stage, shape, self.dtype, self.mirrored)
@@ -51,7 +51,7 @@ class Settings:
 NOT_IN_PLAN = ("skip_broken", "workers")
 
 
-def summary(folder: Folder, images: Images, found: encoder.Autoencoder, settings: Settings) -> str:
+def summary(folder: Folder, images: Images, found: Autoencoder, settings: Settings) -> str:
     """What is going to be done, for the terminal."""
     layout = settings.layout(found)
     classes, empty = len(images.synsets), [images.synsets[i] for i in np.flatnonzero(images.histogram() == 0)]
@@ -75,7 +75,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
 
 
-def write_shards(folder: Folder, images: Images, found: encoder.Autoencoder, settings: Settings) -> None:
+def write_shards(folder: Folder, images: Images, found: Autoencoder, settings: Settings) -> None:
     """Encode the images of the missing shards, the shards divided over the processes.
 
     Raises: UserError for an image that cannot be read or decoded, and when a shard cannot be written.
@@ -98,7 +98,7 @@ def write_shards(folder: Folder, images: Images, found: encoder.Autoencoder, set
         decoded = clock.timed(decoder.parts(itertools.chain.from_iterable(parts.values())))
         for shard in own:
             of_shard = itertools.islice(decoded, len(parts[shard]))
-            encoded = _encoded(of_shard, encode, batch_shards(found.mesh), settings)
+            encoded = _encoded(of_shard, encode, jax.local_device_count(), settings)
             shards.write_shard(folder.files[shard], _records(encoded, images, layout, settings.skip_broken, show))
         show()
 

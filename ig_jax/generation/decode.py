@@ -3,41 +3,24 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from ig_jax.base.errors import check
 from ig_jax.checkpoints import autoencoder as checkpoint
+from ig_jax.checkpoints.autoencoder import Autoencoder
 from ig_jax.diffusion.presets import AUTOENCODERS
 from ig_jax.models import autoencoder, latents
 from ig_jax.parallel.mesh import batch_shards
 from ig_jax.parallel.sharding import batch_sharding, replicated
 from ig_jax.pictures import images
 
-CHUNK = 8  # images per device at a time, to bound the memory of the decoder's finest level
-
-
-class Autoencoder(NamedTuple):
-    """A decoder: its config, and its parameters as models.autoencoder.from_params takes them.
-
-    Attributes:
-        config: of the network.
-        params: as models.autoencoder.from_params takes them.
-        digest: sha256 over the digests of all arrays, stored with every image.
-    """
-
-    config: autoencoder.AutoencoderConfig
-    params: dict[str, jax.Array]
-    digest: str
-
 
 def load_autoencoder(directory: str | os.PathLike, scaling: latents.LatentScaling) -> Autoencoder:
     """The autoencoder in a directory.  Raises: UserError when it does not fit the denoiser's latents."""
     check(needs_autoencoder(scaling), "autoencoder", str(directory), "left out for a model of pixels")
-    digest = checkpoint.digest(directory)
-    found = Autoencoder(*checkpoint.load(directory), digest)
+    found = checkpoint.load(directory)
     channels, expected = found.config.latent_channels, f"{scaling.channels}, the channels of the {scaling.name} latents"
     check(channels == scaling.channels, "autoencoder latent_channels", channels, expected)
     return found
@@ -93,7 +76,7 @@ def _jitted(mesh: Mesh, scaling: latents.LatentScaling, config: autoencoder.Auto
 
     def decode(params, x):
         decoder = autoencoder.from_params(config, params)
-        x = autoencoder.decode_chunked(decoder.decode, scaling.denormalise(x), CHUNK * batch_shards(mesh))
+        x = autoencoder.by_chunks(decoder.decode, scaling.denormalise(x), autoencoder.CHUNK * batch_shards(mesh))
         return latents.to_uint8(x, scaling.uint8_rule)
 
     return jax.jit(decode, in_shardings=(replicated(mesh), rows), out_shardings=rows)

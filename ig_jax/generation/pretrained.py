@@ -57,6 +57,7 @@ class Pretrained:
         class_names: one for each class.
         autoencoder: decodes the latents; None for a model of pixels, or where none was given.
         second: the weaker checkpoint of autoguidance.
+        encoder: digest of the autoencoder that encoded its images in the step, "" for another model.
     """
 
     experiment: Experiment
@@ -68,6 +69,7 @@ class Pretrained:
     class_names: tuple[str, ...]
     autoencoder: decode.Autoencoder | None = None
     second: "Pretrained | None" = None
+    encoder: str = ""
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in self.params.values())
@@ -376,15 +378,19 @@ def load(
     """The newest complete step under `checkpoint` (a work directory, its checkpoints, or one step), on any mesh.
 
     weights: "ema", of which only the one named by its decay is read ("" for the first), or "raw". `autoencoder` is the
-    directory of a latent model's decoder, `auto_checkpoint` the weaker model of autoguidance.
+    directory of a latent model's decoder, by default that which encoded its images in the step, if it is there, "" for
+    none; `auto_checkpoint` is the weaker model of autoguidance.
     Raises: UserError for a missing, damaged or foreign checkpoint, or an EMA it does not have.
     """
     check(weights in ("ema", RAW), "weights", weights, f"ema or {RAW}")
     check(weights == "ema" or not ema, "ema", ema, f"left out with weights={RAW!r}")
     mesh = make_mesh() if mesh is None else mesh
     model = _load(checkpoint, RAW if weights == RAW else ema, mesh)
-    if autoencoder:
-        found = decode.load_autoencoder(autoencoder, model.experiment.latents)
+    given = model.experiment.run.autoencoder if autoencoder is None and model.encoder else autoencoder
+    if given and (autoencoder or local_path(given, "autoencoder").is_dir()):
+        found = decode.load_autoencoder(given, model.experiment.latents)
+        expected = f"the one that encoded its images in training, {model.encoder[:12]}"
+        check(model.encoder in ("", found.digest), "autoencoder", str(given), expected)
         model = dataclasses.replace(model, autoencoder=found)
     if auto_checkpoint:
         model = dataclasses.replace(model, second=_load(auto_checkpoint, "", mesh))
@@ -406,8 +412,9 @@ def _load(checkpoint: str | os.PathLike, ema: str, mesh: Mesh) -> Pretrained:
     items, meta = ckpt.open_newest(checkpoint, wanted)
     item = _item(chosen["ema"])
     digest = hashlib.sha256(json.dumps(meta["arrays"][item], sort_keys=True).encode()).hexdigest()
-    labels = tuple(meta["labels"])
-    return Pretrained(chosen["experiment"], items[item], mesh, meta["step"], chosen["ema"], digest, labels)
+    labels, encoder = tuple(meta["labels"]), meta["data"].get("encoder", "").split(" ")[0]
+    found = items[item], mesh, meta["step"], chosen["ema"], digest, labels
+    return Pretrained(chosen["experiment"], *found, encoder=encoder)
 
 
 def _item(ema: str) -> str:

@@ -89,7 +89,7 @@ def write_pipeline(folder: Path, checkpoint: Path, ema: str) -> None:
     directory, autoencoder = checkpoint / "autoencoder", None
     parts = {"transformer": Published(tensors, "", {})}
     if (directory / autoencoder_checkpoint.FILE).is_file():
-        autoencoder, params = autoencoder_checkpoint.load(directory)
+        autoencoder, params, _ = autoencoder_checkpoint.load(directory)
         arrays = autoencoder_weights.to_published(params, autoencoder, "diffusers")
         parts["vae"] = Published({name: LazyTensor.of(array) for name, array in arrays.items()}, "", {})
     for name, text in diffusers_dit.pipeline_files(model, meta["labels"], autoencoder).items():
@@ -156,7 +156,7 @@ def _open(checkpoint: Path, ema: str) -> tuple[dict, dict, dict]:
 
 
 def _published_autoencoder(directory: Path) -> Published:
-    config, params = autoencoder_checkpoint.load(directory)
+    config, params, _ = autoencoder_checkpoint.load(directory)
     naming = autoencoder_checkpoint.describe_directory(directory)[1]
     arrays = autoencoder_weights.to_published(params, config, naming)
     tensors = {name: LazyTensor.of(array) for name, array in arrays.items()}

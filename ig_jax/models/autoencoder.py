@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from ig_jax.base.errors import check
 from ig_jax.models import layers
+from ig_jax.models.latents import from_uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,26 +278,40 @@ def from_params(
 ) -> Autoencoder:
     """The autoencoder with these weights, by the names of `shapes`; no random initialisation is run."""
     graphdef, paths, _ = _abstract(config, jnp.dtype(dtype))
-    state = nnx.from_flat_state({path: nnx.Param(params[name]) for name, path in paths.items()})
+    state = nnx.from_flat_state({path: nnx.Param(params.get(name)) for name, path in paths.items()})
     return nnx.merge(graphdef, state)
 
 
-def decode_chunked(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, chunk: int) -> jax.Array:
-    """decode(latents) with at most `chunk` images (over all devices) in flight; call it inside jit.
+def of_encoder(tree: dict[str, Any]) -> dict[str, Any]:
+    """The part of parameters, or of their shapes, by name, that encoding needs."""
+    return {name: leaf for name, leaf in tree.items() if name.startswith(("encoder.", "quant_conv."))}
 
-    decode: (b, h, w, C) -> (b, H, W, 3), each image by itself; latents: (B, h, w, C), B any number.
+
+def moments(config: AutoencoderConfig, params: dict[str, jax.Array], images: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """images uint8 (B, H, W, 3) -> (B, h, w, 2C) float32: mean, then standard deviation."""
+    model = from_params(config, params, dtype=dtype)
+    return jnp.concatenate(model.encode(from_uint8(images)), axis=-1)
+
+
+def by_chunks(run: Callable[[jax.Array], jax.Array], rows: jax.Array, chunk: int) -> jax.Array:
+    """run(rows), encoding or decoding, with at most `chunk` images (over all devices) in flight; call it inside jit.
+
+    run: (b, ...) -> (b, ...), each image by itself; rows: (B, ...), B any number.
     A batch sharded over n devices stays where it is when chunk is a multiple of n and divides B.
     Raises: UserError if chunk is not positive.
     """
     check(chunk > 0, "chunk", chunk, "positive (images)")
-    batch = latents.shape[0]
+    batch = rows.shape[0]
     if batch <= chunk:
-        return decode(latents)
+        return run(rows)
     rounds = -(-batch // chunk)
-    padded = jnp.pad(latents, [(0, rounds * chunk - batch)] + [(0, 0)] * (latents.ndim - 1))
+    padded = jnp.pad(rows, [(0, rounds * chunk - batch)] + [(0, 0)] * (rows.ndim - 1))
     # round i takes images i, i + rounds, ...: with the chunk axis outermost each device feeds its own images
-    images = jax.lax.map(decode, rearrange(padded, "(c r) ... -> r c ...", r=rounds))
+    images = jax.lax.map(run, rearrange(padded, "(c r) ... -> r c ...", r=rounds))
     return rearrange(images, "r c ... -> (c r) ...")[:batch]
+
+
+CHUNK = 8  # images per device at a time, to bound the memory of the finest level
 
 
 def _in_turn(stages: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ig_jax.base.errors import UserError, check
 
@@ -41,9 +41,9 @@ def make_mesh(
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch_shards(mesh: Mesh) -> int:
-    """The number of shards of a global batch on this mesh."""
-    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+    """The number of shards of a global batch on this mesh, 1 without axes."""
+    return int(np.prod([mesh.shape.get(axis, 1) for axis in BATCH_AXES]))
 
 
 def check_batch(global_batch: int, mesh: Mesh, *, pieces: int = 1, name: str = "config.data.batch_size") -> None:

@@ -4,11 +4,14 @@ import jax
 from jax.sharding import Mesh
 
 from ig_jax.base.errors import check
+from ig_jax.checkpoints import autoencoder as checkpoint
 from ig_jax.config.experiment import Experiment
+from ig_jax.data.spec import ENCODER
 from ig_jax.diffusion.randomness import Purpose, address
 from ig_jax.generation import pretrained
-from ig_jax.models import dit, latents
+from ig_jax.models import autoencoder, dit, latents
 from ig_jax.models.dit import DiTConfig
+from ig_jax.parallel.sharding import replicated
 from ig_jax.training.state import Params
 
 # Settings that may differ from the checkpoint that a run resumes (ARITHMETIC) or starts from (FREE): they do not
@@ -27,7 +30,7 @@ def starting_weights(experiment: Experiment, mesh: Mesh) -> Params:
     """
     if not experiment.init.checkpoint:
         return {}
-    given = pretrained.load(experiment.init.checkpoint, ema=experiment.init.ema, mesh=mesh)
+    given = pretrained.load(experiment.init.checkpoint, ema=experiment.init.ema, mesh=mesh, autoencoder="")
     check_same_network(experiment, given.experiment, FREE, "config.init.checkpoint")
     weights = renamed_heads(given.params, given.experiment.model, experiment.model)
     fresh = [d for d in experiment.model.inter_depth if d not in given.experiment.model.inter_depth]
@@ -42,6 +45,14 @@ def starting_weights(experiment: Experiment, mesh: Mesh) -> Params:
         f"sha256 {given.digest[:12]}" + "".join(f"; new head after block {depth}" for depth in fresh) + labels
     )
     return weights
+
+
+def encoder_weights(experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
+    """What a batch needs in addition to its arrays: the encoder's weights on every device, or nothing."""
+    if not experiment.encodes:
+        return {}
+    params = checkpoint.load(experiment.run.autoencoder, replicated(mesh)).params
+    return {ENCODER: autoencoder.of_encoder(params)}
 
 
 def new_labels(table: jax.Array, experiment: Experiment) -> jax.Array:

@@ -26,7 +26,7 @@ from ig_jax.parallel.peers import Agreement
 from ig_jax.parallel.sharding import from_local_rows, local_row_numbers
 from ig_jax.training import hooks, resume, workdir
 from ig_jax.training.goodput import Goodput
-from ig_jax.training.initialise import starting_weights
+from ig_jax.training.initialise import encoder_weights, starting_weights
 from ig_jax.training.program import TrainProgram
 from ig_jax.training.saving import SaveClock
 from ig_jax.training.state import TrainState, born_sharded, restored
@@ -118,6 +118,7 @@ class Run:
     ):
         self.experiment, self.path, self.mesh, self.source = experiment, path, mesh, source
         self.saver, self.train_step, self.goodput = saver, train_step, goodput
+        self.encoder = encoder_weights(experiment, mesh)
         self.meta = {
             "config": experiment.as_dict(),
             "data": fingerprint,
@@ -151,7 +152,7 @@ class Run:
         with _batches(self.experiment, self.source, start, self.mesh) as feed:
             for step, batch in enumerate(self.watchdog.timed(self.waiting.batches(feed), start), start + 1):
                 placed = {name: from_local_rows(part, self.mesh, size) for name, part in batch.items()}
-                state, metrics = self.train_step(state, placed)
+                state, metrics = self.train_step(state, placed | self.encoder)
                 self.goodput.enter("productive")
                 self.waiting.step(metrics)
                 self.progress.advance()

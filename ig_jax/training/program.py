@@ -9,10 +9,11 @@ import jax
 from jax.sharding import Mesh
 
 from ig_jax.config.experiment import Experiment
-from ig_jax.data.spec import BatchSpec
+from ig_jax.data.spec import ENCODER, BatchSpec
 from ig_jax.diffusion.loss import Objective
+from ig_jax.models import autoencoder
 from ig_jax.optim.optimizer import make_optimizer
-from ig_jax.parallel.sharding import batch_sharding
+from ig_jax.parallel.sharding import batch_sharding, replicated
 from ig_jax.training import memory
 from ig_jax.training.state import TrainState, new_state, state_layout
 from ig_jax.training.step import TrainStep
@@ -24,7 +25,7 @@ class TrainProgram:
 
     fit: memory.Fit  # remat and micro-batches, chosen where the config leaves them open
     layout: Any  # a TrainState of ShapeDtypeStruct, each with its sharding
-    batch: dict[str, jax.ShapeDtypeStruct]  # a global batch, each array with its sharding
+    batch: dict[str, Any]  # a global batch and the weights of its encoder, if any, each array with its sharding
     new: Callable[..., TrainState]  # weights by name -> the state at step 0
     step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); donates the state
 
@@ -51,7 +52,12 @@ class TrainProgram:
             seed=e.seed,
             leap=e.run.skip_leaps,
         )
-        return cls(fit, layout, spec.abstract(batch, batch_sharding(mesh)), new, step.jitted(layout, mesh))
+        arrays: dict[str, Any] = dict(spec.abstract(batch, batch_sharding(mesh)))
+        if spec.encoder:
+            shapes = autoencoder.of_encoder(autoencoder.shapes(spec.encoder.config))
+            place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
+            arrays[ENCODER] = jax.tree.map(place, shapes)
+        return cls(fit, layout, arrays, new, step.jitted(layout, mesh))
 
     def lower(self) -> jax.stages.Lowered:
         """The step, ready to be compiled."""

@@ -5,37 +5,45 @@ Imports only jax, flax, optax and rooms below, so that it runs where nothing els
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ig_jax.data.spec import FLIPPED, BatchSpec
+from ig_jax.data.spec import ENCODER, FLIPPED, BatchSpec
 from ig_jax.diffusion.loss import NoisyBatch, Objective
 from ig_jax.diffusion.randomness import Purpose, address
-from ig_jax.models import latents
+from ig_jax.models import autoencoder, latents
 from ig_jax.optim.ema import EmaConfig
 from ig_jax.optim.optimizer import OptimizerConfig, learning_rate
+from ig_jax.parallel.mesh import batch_shards
 from ig_jax.parallel.sharding import batch_sharding, on_mesh, replicated
 from ig_jax.training.state import Params, TrainState, partition
 
 
-def prepare(spec: BatchSpec, batch: dict[str, jax.Array], seed: int, step: jax.Array) -> jax.Array:
+def prepare(spec: BatchSpec, batch: dict[str, Any], seed: int, step: jax.Array) -> jax.Array:
     """Normalised inputs x (B, H, W, C) float32 of a global batch: mirrored, sampled from the posterior, normalised.
 
-    Each example's choice of its mirror image and its latent depend on (seed, step, position) alone.
+    Each example's choice of its mirror image and its latent depend on (seed, step, position) alone. Images are mirrored
+    before they are encoded, since the encoding of a mirrored image is not the mirrored encoding.
+    batch: the arrays of `spec`, and under ENCODER the weights of its encoder, if it has one.
     """
     count, x = len(batch["label"]), batch[spec.array]
     if spec.mirrored:
         mirror = jax.random.bernoulli(address(seed, Purpose.MIRROR, step), 0.5, (count, 1, 1, 1))
         flipped = x[:, :, ::-1] if spec.holds == "pixels" else batch[spec.array + FLIPPED]
         x = jnp.where(mirror, flipped, x)
-    if spec.holds == "pixels":
+    if spec.encoder:
+        encoder, weights = spec.encoder, batch[ENCODER]
+        encode = lambda images: autoencoder.moments(encoder.config, weights, images, encoder.compute)
+        x = autoencoder.by_chunks(encode, x, autoencoder.CHUNK * batch_shards(jax.sharding.get_abstract_mesh()))
+    elif spec.holds == "pixels":
         return latents.from_uint8(x)
     if spec.channels_first:
         x = jnp.moveaxis(x, 1, -1)
-    if spec.holds == "moments":
+    if spec.holds == "moments" or spec.encoder:
         mean, std = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         if spec.spread == "logvar":  # clamped as in diffusers' DiagonalGaussianDistribution
             std = jnp.exp(jnp.clip(std, -30.0, 20.0) / 2)
@@ -96,8 +104,8 @@ class TrainStep:
     seed: int
     leap: float = 0.0  # of the loss at which a step is skipped, in standard deviations; 0 for never
 
-    def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The next state and the metrics of this step; the batch has the arrays of `spec`."""
+    def __call__(self, state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The next state and the metrics of this step; the batch is as `prepare` takes it."""
         x = prepare(self.spec, batch, self.seed, state.step)
         noisy = self.objective.noised(x, batch["label"], self.seed, state.step)
         trainable, frozen = partition(state.params, self.optimizer.trains)
@@ -125,10 +133,11 @@ class TrainStep:
             with on_mesh(mesh):
                 return self(state, batch)
 
-        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, layout)
+        state_shardings, rows = jax.tree.map(lambda leaf: leaf.sharding, layout), batch_sharding(mesh)
+        batch_shardings = dict.fromkeys(self.spec.arrays, rows) | {ENCODER: replicated(mesh)}
         return jax.jit(
             sharded,
-            in_shardings=(state_shardings, batch_sharding(mesh)),
+            in_shardings=(state_shardings, batch_shardings if self.spec.encoder else rows),
             out_shardings=(state_shardings, replicated(mesh)),
             donate_argnums=0,
         )

@@ -20,10 +20,22 @@ from refusal import refused
 from ig_jax import encode
 from ig_jax.base import cli
 from ig_jax.base.errors import UserError
+from ig_jax.base.schema import bind
+from ig_jax.benchmarking.cases import Case
+from ig_jax.benchmarking.programs import mesh_of, synthetic_batch
 from ig_jax.checkpoints import autoencoder as autoencoder_checkpoint
+from ig_jax.checkpoints.steps import stored_meta
+from ig_jax.config.experiment import Experiment
 from ig_jax.data import crop, shards
+from ig_jax.data.spec import ENCODER
+from ig_jax.generation import pretrained
 from ig_jax.models import autoencoder, latents
 from ig_jax.models.autoencoder import AutoencoderConfig
+from ig_jax.parallel.mesh import make_mesh
+from ig_jax.training.initialise import encoder_weights
+from ig_jax.training.loop import train
+from ig_jax.training.program import TrainProgram
+from ig_jax.training.step import prepare
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "golden" / "photographs"
 SMALL = dict(size=16, shard_size=5, batch_size=2, workers=2, dtype="float32")
@@ -85,7 +97,7 @@ def records(folder: Path) -> dict[str, tuple[dict[str, np.ndarray], int]]:
 
 def expected_moments(directory: Path, name: str, size: int, mirrored: bool) -> np.ndarray:
     """Mean and std of one photograph, encoded by itself."""
-    config, params = autoencoder_checkpoint.load(directory)
+    config, params, _ = autoencoder_checkpoint.load(directory)
     pixels = crop.decode((PHOTOGRAPHS / "train" / name).read_bytes(), size)[None]
     images = latents.from_uint8(jax.numpy.asarray(pixels[:, :, ::-1] if mirrored else pixels))
     mean, std = autoencoder.from_params(config, params).encode(images)
@@ -316,3 +328,64 @@ def test_sigterm_says_how_to_go_on(directories, tmp_path):
     _, errors = running.communicate(timeout=toy.HANGS)
     assert running.returncode == 75 and "rerun the same command" in errors.splitlines()[-1]
     assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
+
+
+# Images encoded in the step of a run, instead of on disk
+
+
+def online(vae: Path, folder: Path = PHOTOGRAPHS / "train", source: str = "images", **changes) -> Experiment:
+    """configs/sit_imagenet256.py made small, on images of 16x16 pixels or their latents."""
+    found = toy.load_config("sit_imagenet256")
+    small = dict(depth=1, width=16, num_heads=1, inter_depth=(), dtype="float32", input_size=8, num_classes=3)
+    found.model.update(**small)
+    found.loss.inter_weight = ()
+    found.data.update(folder=str(folder), source=source, batch_size=8)
+    found.run.update(steps=1, log_every=1, checkpoint_every=1, autoencoder=str(vae))
+    found.update_from_flattened_dict(
+        {"optimizer.accumulate": 1, "mesh.fsdp_up_to": 1, "sample.ig_scale": 1.0} | changes
+    )
+    return bind(Experiment, found)
+
+
+def test_images_encoded_in_the_step_are_the_latents_of_the_shards(whole, directories):
+    prepared = []
+    for e in (online(directories / "sd", whole, "auto"), online(directories / "sd")):
+        source = e.open_split("train")
+        batch = source.gather(np.arange(8)) | encoder_weights(e, make_mesh())
+        prepared.append((prepare(source.spec, batch, 0, jax.numpy.int32(1)), batch["label"]))
+    (stored, labels), (encoded, same) = prepared
+    assert labels.tolist() == same.tolist() and set(batch) == {"image", "label", ENCODER}
+    np.testing.assert_allclose(encoded, stored, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_that_encodes_stores_whose_latents_they_are_and_samples_with_it(directories, tmp_path):
+    train(online(directories / "sd"), str(tmp_path))
+    meta, digest = stored_meta(tmp_path), autoencoder_checkpoint.digest(directories / "sd")
+    assert meta["data"]["encoder"] == f"{digest} in float32" and meta["config"]["latents"]["scale"] == [0.18215] * 4
+    assert not any("conv" in name for arrays in meta["arrays"].values() for name in arrays)
+    assert pretrained.load(tmp_path).autoencoder.digest == digest
+    config, params, _ = autoencoder_checkpoint.load(directories / "sd")
+    autoencoder_checkpoint.save(tmp_path / "other", config, {n: 2 * value for n, value in params.items()}, "diffusers")
+    with refused("autoencoder", str(tmp_path / "other"), expected=digest[:12]):
+        pretrained.load(tmp_path, autoencoder=tmp_path / "other")
+    with refused("source", says="the checkpoint was trained with"):
+        train(online(tmp_path / "other", **{"run.steps": 2}), str(tmp_path))
+
+
+def test_a_benchmark_of_the_step_encodes_too(directories):
+    case = Case(online(directories / "sd", **{"data.compute": "bfloat16"}), devices=1)
+    program = TrainProgram.of(case.experiment, mesh_of(case), case.experiment.batch_spec, 8)
+    batch = synthetic_batch(program, case)
+    assert batch["image"].shape == (8, 16, 16, 3) and batch[ENCODER].keys() == program.batch[ENCODER].keys()
+    assert not any(name.startswith(("decoder", "post")) for name in batch[ENCODER])
+
+
+def test_an_autoencoder_of_other_latents_is_refused(directories):
+    with refused("config.run.autoencoder", "", fix="ig_jax.encode"):
+        online("")
+    with refused("config.run.autoencoder", str(directories / "va"), expected="4 channels, not of va_vae_f2d6"):
+        online(directories / "va").open_split("train")
+    with refused("config.model.channels", 4, fix="data.source=images"):
+        online(directories / "sd", source="auto").open_split("train")
+    with refused("config.data.compute", "int8"):
+        online(directories / "sd", **{"data.compute": "int8"})

@@ -102,7 +102,7 @@ def test_diffusers_autoencoder_there_and_back(tmp_path, groups):
     theirs.save_pretrained(tmp_path / "hub")
     file = tmp_path / "hub" / "diffusion_pytorch_model.safetensors"
     convert(file, tmp_path / "vae")
-    config, params = autoencoder_checkpoint.load(tmp_path / "vae")
+    config, params, _ = autoencoder_checkpoint.load(tmp_path / "vae")
     assert config.groups == groups
     model = autoencoder.from_params(config, params)
     image, z = (0.9 * variants.hashed(name, (2, c, s, s)) for name, c, s in (("image", 3, 16), ("z", 4, 8)))

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from refusal import refused
 
 from ig_jax.models import autoencoder, latents
-from ig_jax.models.autoencoder import SD_VAE, VA_VAE, Autoencoder, AutoencoderConfig, decode_chunked, from_params
+from ig_jax.models.autoencoder import SD_VAE, VA_VAE, Autoencoder, AutoencoderConfig, by_chunks, from_params
 
 TINY = AutoencoderConfig(channels=(8, 16), layers=1, latent_channels=4, groups=4, attention_levels=(1,))
 
@@ -87,13 +87,13 @@ def test_chunks_put_every_image_in_its_place(batch, chunk):
         assert z.shape[0] <= chunk
         return jnp.repeat(2 * z[..., :3], 2, axis=1)
 
-    chunked = jax.jit(lambda z: decode_chunked(blow_up, z, chunk))(z)
+    chunked = jax.jit(lambda z: by_chunks(blow_up, z, chunk))(z)
     np.testing.assert_array_equal(chunked, np.repeat(2 * z[..., :3], 2, axis=1))
 
 
 def test_chunked_decoding_equals_whole(decode):
     z = jax.random.normal(jax.random.key(1), (7, 2, 2, 4))
-    chunked = jax.jit(lambda z: decode_chunked(decode, z, 3))(z)
+    chunked = jax.jit(lambda z: by_chunks(decode, z, 3))(z)
     np.testing.assert_allclose(chunked, jax.jit(decode)(z), atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_sharded_equals_single_device_and_moves_nothing(tiny):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     assert mesh.size == 8, "run with XLA_FLAGS=--xla_force_host_platform_device_count=8"
     batch = NamedSharding(mesh, PartitionSpec("data"))
-    run = jax.jit(lambda state, z: decode_chunked(nnx.merge(graphdef, state).decode, z, 8))
+    run = jax.jit(lambda state, z: by_chunks(nnx.merge(graphdef, state).decode, z, 8))
     z = jax.random.normal(jax.random.key(2), (24, 2, 2, 4))
     args = jax.device_put(state, NamedSharding(mesh, PartitionSpec())), jax.device_put(z, batch)
     images = run(*args)
@@ -126,7 +126,7 @@ def test_sharded_equals_single_device_and_moves_nothing(tiny):
         ("images.shape", lambda tiny: nnx.merge(*tiny).encode(jnp.zeros((1, 7, 8, 3)))),
         ("images.shape", lambda tiny: nnx.merge(*tiny).encode(jnp.zeros((1, 8, 8, 4)))),
         ("latents.shape", lambda tiny: nnx.merge(*tiny).decode(jnp.zeros((1, 8, 8, 3)))),
-        ("chunk", lambda tiny: decode_chunked(nnx.merge(*tiny).decode, jnp.zeros((1, 8, 8, 4)), 0)),
+        ("chunk", lambda tiny: by_chunks(nnx.merge(*tiny).decode, jnp.zeros((1, 8, 8, 4)), 0)),
     ],
 )
 def test_bad_input_is_refused(tiny, name, make):
