@@ -1,6 +1,7 @@
 """Batches whose order is a function of (seed, step) alone, for any number of processes."""
 
 import functools
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,7 @@ import numpy as np
 from ig_jax.base.errors import UserError, check
 from ig_jax.data.sources import Arrays, Source
 
+MOST_THREADS = 16  # a batch of 256 images of 256 pixels takes 50 MB
 _ROWS = 2**52  # practically endless; grain's own endless length overflows when a batch holds one image
 
 
@@ -42,20 +44,13 @@ class Batches:
 
 
 def batches(
-    source: Source,
-    *,
-    seed: int,
-    global_batch: int,
-    start_step: int,
-    rows: Iterable[int],
-    prefetch: int = 4,
-    threads: int = 2,
+    source: Source, *, seed: int, global_batch: int, start_step: int, rows: Iterable[int], threads: int = 0
 ) -> Batches:
     """The `rows` of the global batches (`global_batch` images) of steps `start_step`, `start_step` + 1, ...
 
     They have the arrays of source.spec, each with a leading batch axis. A process asks for the rows that its devices
-    hold. Every epoch is a new permutation, and a batch may span two epochs. `threads` threads read `prefetch` batches
-    ahead.
+    hold. Every epoch is a new permutation, and a batch may span two epochs. So many threads read batches ahead; 0 is two,
+    or one for each core up to MOST_THREADS where images are decoded for an encoder.
     Raises: UserError for impossible numbers; later, whatever reading the source raises.
     """
     _check_order(source, seed, global_batch)
@@ -69,7 +64,9 @@ def batches(
 
     # One element of grain's is a whole batch: its work for each element, in Python, would take longer than reading.
     steps = grain.MapDataset.range(_ROWS // global_batch).map(share_of)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    cores = min(len(os.sched_getaffinity(0)), MOST_THREADS) if source.spec.encoder else 2
+    threads = threads or max(cores, 2)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 4))
     iterator = iter(steps.to_iter_dataset(options))
     iterator.set_state({"next_index": start_step})
     return Batches(iterator)

@@ -33,7 +33,8 @@ def open_latents(path: str, form: str, split: str) -> Source:
         fix = error.fix.replace("data.source", "--source").replace("--config.", "")
         raise UserError(name=flag, value=error.value, expected=error.expected, fix=fix) from error
     check(source.spec.holds != "pixels", "--from", path, "latents", "encode pixels with --images")
-    check(source.spec.spread == "std", "--from", path, "moments with a standard deviation, not a log-variance")
+    expected = "moments with a standard deviation: shards hold one, and that of a log-variance would be rounded"
+    check(source.spec.spread == "std", "--from", path, expected, "train on the folder itself")
     return source
 
 
