@@ -49,7 +49,7 @@ def batches(
     """The `rows` of the global batches (`global_batch` images) of steps `start_step`, `start_step` + 1, ...
 
     They have the arrays of source.spec, each with a leading batch axis. A process asks for the rows that its devices
-    hold. Every epoch is a new permutation, and a batch may span two epochs. So many threads read batches ahead; 0 is two,
+    hold. Every epoch is a new permutation, and a batch may span two epochs. `threads` read ahead, 0 for two of them,
     or one for each core up to MOST_THREADS where images are decoded for an encoder.
     Raises: UserError for impossible numbers; later, whatever reading the source raises.
     """
