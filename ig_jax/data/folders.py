@@ -61,6 +61,13 @@ def spec_of(holds: str, shape: tuple[int, ...], dtype: np.dtype, identity: str, 
     return BatchSpec(holds, latent_shape, dtype.name, identity=identity, channels_first=True, **fields)
 
 
+def check_like(found: np.ndarray, first: np.ndarray, file: str, row: int) -> None:
+    """Raise UserError for an array of another shape or dtype than that of the first row."""
+    if (found.shape, found.dtype) != (first.shape, first.dtype):
+        problem = f"row {row} has shape {found.shape} {found.dtype}, the first {first.shape} {first.dtype}"
+        raise damaged(file, problem)
+
+
 def checksum(*parts: bytes) -> str:
     """A name of these bytes, for the identity of data."""
     value = 0

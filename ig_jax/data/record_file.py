@@ -12,6 +12,7 @@ Source: google/riegeli doc/riegeli_records_file_format.md; google/array_record c
 
 import os
 import struct
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,12 @@ class RecordFile:
         self.path = path
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self.descriptor)
             self.places = self._footer(os.fstat(self.descriptor).st_size)
         except (OSError, struct.error, IndexError, ValueError) as error:
             reason = getattr(error, "strerror", None)
             problem = "does not end with the footer of an ArrayRecord file of uncompressed records"
             raise damaged(path, f"cannot be read ({reason})" if reason else problem, AGAIN) from error
-
-    def __del__(self):
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
 
     def _bytes(self, start: int, size: int) -> Any:
         """`size` bytes uint8 (size,) from a place in the file, without the headers of blocks; fewer at its end."""

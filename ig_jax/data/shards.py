@@ -34,6 +34,7 @@ DTYPES = ("float32", "bfloat16")
 OPTIONS = "group_size:1,uncompressed"  # every record is read by itself; latents do not compress
 OVERHEAD = 100  # bytes of a label, a name and their share of the file's blocks
 LABEL_TAG = b"\x0a\x05label\x12"  # protobuf's name of the label, and
+NAME_TAG = b"\x0a\x04name\x12"
 LABEL_AT = 15  # bytes from the end of the arrays to its number; sizes up to 127 take one byte each
 
 
@@ -87,14 +88,12 @@ class RecordLayout:
 
     def name(self, record: bytes) -> str:
         """The path inside the source of a record.  Raises: ValueError as `decode`."""
-        _, rest = _take(record[self._start(record) + self.end :])  # the label
-        entry, rest = _take(rest)
-        tag, feature = _take(entry)
-        if tag != b"name" or rest:
-            raise ValueError("no name at the end")
+        at = record.index(NAME_TAG, self._start(record) + self.end) + len(NAME_TAG) - 1
         for _ in range(3):  # the field of the feature, its BytesList and the value
-            feature, _ = _take(feature)
-        return feature.decode()
+            size, at = read_varint(record, at + 1)
+        if at + size != len(record):
+            raise ValueError("no name at the end")
+        return record[at:].decode()
 
     def _start(self, record: bytes) -> int:
         """The size of the header of a record, whose length must be the announced one."""
@@ -110,12 +109,9 @@ class Card:
 
     autoencoder: dict  # name, digest, factor (pixels per latent position)
     input_range: tuple[float, float]  # of the pixels given to the autoencoder
-    crop: str  # "centre", or "" where it is not known
-    size: int  # pixels along each side of an image, 0 where it is not known
     stage: str  # "moments" | "latents"
     shape: tuple[int, int, int]  # of each array
     dtype: str
-    compute: str  # dtype of the encoder's convolutions, "" where it is not known
     flip: str  # "both" | "none"
     split: str
     count: int  # images
@@ -128,9 +124,13 @@ class Card:
     shard_size: int  # source images in one shard, those that could not be decoded included
     shard_lengths: tuple[int, ...]  # records in each shard
     shards: dict[str, str]  # file name -> sha256
-    broken: tuple[str, ...]  # images that could not be decoded and were left out
     source: str
     versions: dict[str, str]
+    # Of images that were encoded here, and not of latents that were copied:
+    crop: str = ""  # "centre"
+    size: int = 0  # pixels along each side
+    compute: str = ""  # dtype of the encoder's convolutions
+    broken: tuple[str, ...] = ()  # images that could not be decoded and were left out
     format: int = FORMAT
 
     @property
@@ -268,14 +268,6 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         if data[at - 1] < 0x80:
             return number, at
     raise ValueError("a number is cut off")
-
-
-def _take(data: bytes) -> tuple[bytes, bytes]:
-    """(content, what follows) of the field at the start of `data`."""
-    size, at = read_varint(data, 1)
-    if at + size > len(data):
-        raise ValueError("a field is cut off")
-    return data[at : at + size], data[at + size :]
 
 
 def _field(number: int, content: bytes) -> bytes:

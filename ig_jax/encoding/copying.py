@@ -74,16 +74,12 @@ def copy(source: Source, folder: Folder, split: str, shard_size: int) -> str:
         **stored.card,
         autoencoder={"name": scaling.name, "digest": "", "factor": 0},
         input_range=(0.0, 1.0) if scaling.uint8_rule == "unit" else (-1.0, 1.0),
-        crop="",
-        size=0,
         stage=spec.holds,
-        compute="",
         split=split,
         class_names=class_names,
         synsets=class_names,
         scaling=scaling,
         shard_size=shard_size,
-        broken=(),
         source=spec.identity,
     )
     shards.write_card(folder.path, card)

@@ -155,29 +155,22 @@ class _Clock:
     """The share of its time that the encoder waits for decoded images, without the wait for the first ones."""
 
     def __init__(self):
-        self._began = self._shown = time.monotonic()
-        self._waited = 0.0
+        self._began, self._waited, self._due = time.monotonic(), 0.0, 0.0
 
     def timed(self, parts: Iterator[Part]) -> Iterator[Part]:
         """The same parts, with the time that each of them takes to come counted."""
-        for number in range(2**62):
-            asked = time.monotonic()
-            part = next(parts, None)
-            if part is None:
-                return
-            if number == 0:
-                self._began = time.monotonic()
-            else:
-                self._waited += time.monotonic() - asked
+        asked = self._began
+        for number, part in enumerate(parts):
+            now = time.monotonic()
+            self._began, self._waited = (self._began, self._waited + now - asked) if number else (now, 0.0)
             yield part
+            asked = time.monotonic()
 
     def waiting(self) -> float:
         return self._waited / max(time.monotonic() - self._began, 1e-9)
 
     def is_time(self) -> bool:
         """Whether the last line of progress is old."""
-        now = time.monotonic()
-        if now - self._shown < EVERY:
-            return False
-        self._shown = now
-        return True
+        old = time.monotonic() >= self._due
+        self._due = time.monotonic() + EVERY if old else self._due
+        return old

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ig_jax.base.copies import local_copy
 from ig_jax.base.errors import UserError, check, one_line
 from ig_jax.data.dataset import DataConfig
+from ig_jax.data.folders import existing_path
 from ig_jax.data.formats.registry import data_format
 from ig_jax.data.sources import Source
 from ig_jax.data.spec import pixels
@@ -29,9 +29,8 @@ def open_idx(config: DataConfig, split: str) -> Source:
 
     Raises: UserError naming the file that is missing, damaged or does not fit the others.
     """
-    check(config.folder != "", "data.folder", config.folder, "the folder of the IDX files", "set --config.data.folder")
     check(split in IDX_FILES, "split", split, f"one of {sorted(IDX_FILES)} for IDX files")
-    root = local_copy(config.folder, "data.folder")
+    root = existing_path(config.folder)
     files = {part: [_file(root, name) for name in names] for part, names in IDX_FILES.items()}
     images_file, labels_file = files[split]
     images, labels = _read_idx(images_file, rank=3)[..., None], _read_idx(labels_file, rank=1)

@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -127,11 +128,8 @@ class Shard:
         starts = itertools.accumulate(sizes, initial=path.stat().st_size - sum(sizes))
         self._starts = dict(zip(tensors, starts))
         self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         self.header = os.pread(self._file, min(self._starts.values()), 0)
-
-    def __del__(self):
-        if hasattr(self, "_file"):
-            os.close(self._file)
 
     def read(self, array: str, row: int, target: np.ndarray) -> None:
         """Read one row into `target` (C, h, w).  Raises: UserError where the file has become shorter."""

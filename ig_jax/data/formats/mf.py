@@ -19,7 +19,7 @@ import numpy as np
 
 from ig_jax.base.errors import UserError, damaged
 from ig_jax.data.dataset import DataConfig
-from ig_jax.data.folders import checksum, listing, opened_path, source_of, spec_of
+from ig_jax.data.folders import check_like, checksum, listing, opened_path, source_of, spec_of
 from ig_jax.data.formats.registry import data_format
 from ig_jax.data.sources import Arrays, Source
 from ig_jax.weightfiles.files import LazyTensor, open_weights
@@ -60,11 +60,7 @@ def open_mf(config: DataConfig, split: str) -> Source:
                 labels[index] = label
                 continue
             image, labels[index] = _example(folder / names[row], row)
-            if (image.shape, image.dtype) != (template.shape, template.dtype):
-                problem = (
-                    f"row {row} has shape {image.shape} {image.dtype}, the first {template.shape} {template.dtype}"
-                )
-                raise damaged(place(row), problem)
+            check_like(image, template, place(row), row)
             moments[index] = image
         return {"moments": moments, "label": labels}
 

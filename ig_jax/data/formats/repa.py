@@ -13,6 +13,7 @@ import io
 import json
 import os
 import struct
+import weakref
 import zipfile
 import zlib
 from functools import partial
@@ -23,7 +24,7 @@ import numpy as np
 from ig_jax.base.errors import UserError, damaged, one_line
 from ig_jax.data import statistics
 from ig_jax.data.dataset import AUTO, DataConfig
-from ig_jax.data.folders import checksum, opened_path, source_of, spec_of
+from ig_jax.data.folders import check_like, checksum, opened_path, source_of, spec_of
 from ig_jax.data.formats.registry import data_format
 from ig_jax.data.images.listing import class_ids
 from ig_jax.data.sources import Arrays, Source
@@ -114,11 +115,7 @@ def open_moments(config: DataConfig, split: str) -> Source:
                 target[...] = np.frombuffer(data, template.dtype, offset=len(header)).reshape(template.shape)
                 continue
             found = _array(data, place(row), row)
-            if (found.shape, found.dtype) != (template.shape, template.dtype):
-                raise damaged(
-                    place(row),
-                    f"row {row} has shape {found.shape} {found.dtype}, the first {template.shape} {template.dtype}",
-                )
+            check_like(found, template, place(row), row)
             target[...] = found
         return {"moments": moments, "label": numbers[rows].astype(np.int32)}
 
@@ -186,11 +183,8 @@ class ZipMembers:
         # Place, bytes, bytes once expanded, CRC-32 and method of each; a ZipInfo takes twenty times the memory.
         self._entries = np.asarray([_entry(member) for member in arrays], np.int64).reshape(-1, 5)
         self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         self._size = os.fstat(self._file).st_size
-
-    def __del__(self):
-        if hasattr(self, "_file"):
-            os.close(self._file)
 
     def read(self, row: int) -> bytes:
         """The bytes of one member, checked.  Raises: UserError naming it."""
