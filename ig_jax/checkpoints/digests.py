@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -86,7 +87,8 @@ def one_report() -> Iterator[None]:
 def collect_abandoned(error: BaseException) -> None:
     """End the reads and writes that a failure of Orbax left unfinished; called inside `one_report`.
 
-    Tracebacks keep some of it alive, and reads and writes that are under way keep the rest.
+    Tracebacks keep some of it alive, reads and writes that are under way keep the rest, and other items begin or go on
+    in threads of Orbax, each with an event loop of its own.
     """
     errors = [error]
     for each in errors:
@@ -96,14 +98,24 @@ def collect_abandoned(error: BaseException) -> None:
     while True:
         gc.collect()
         futures = [each for each in gc.get_objects() if issubclass(type(each), asyncio.Future)]
-        abandoned = [each for each in futures if each.get_loop().is_closed()]
+        abandoned = [
+            each
+            for each in futures
+            if each.get_loop().is_closed() or isinstance(each, asyncio.Task) and _is_of_orbax(each.get_coro())
+        ]
         for each in abandoned:
             if each.done() and not each.cancelled():
                 each.exception()  # which counts as retrieved
-        if all(each.done() for each in abandoned) or time.monotonic() > end:
+        unfinished = [each for each in gc.get_objects() if _is_of_orbax(each) and each.cr_frame is not None]
+        over = all(each.done() for each in abandoned) and not unfinished
+        if over or time.monotonic() > end:
             return
-        del futures, abandoned, each
+        del futures, abandoned, unfinished, each
         time.sleep(0.02)
+
+
+def _is_of_orbax(thing: object) -> bool:
+    return type(thing) is types.CoroutineType and "/orbax/" in thing.cr_code.co_filename
 
 
 @contextlib.contextmanager

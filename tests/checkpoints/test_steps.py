@@ -8,6 +8,7 @@ import logging
 import resource
 import shutil
 import sys
+import threading
 import warnings
 
 import jax
@@ -190,6 +191,25 @@ def test_what_orbax_abandons_is_not_reported_in_addition_to_the_error(caplog, ca
     assert not caplog.records and capsys.readouterr().err == ""
     logging.getLogger("asyncio").error("something else")
     assert [record.message for record in caplog.records] == ["something else"]
+
+
+def test_what_goes_on_in_threads_of_orbax_is_waited_for(caplog):
+    """Another item of a failed save, which fails 0.2 s later in an event loop of its own."""
+    names = {"asyncio": asyncio}
+    late = "async def late():\n    await asyncio.sleep(0.2)\n    raise OSError('torn')"
+    exec(compile(late, "/orbax/late.py", "exec"), names)
+
+    async def item():
+        asyncio.create_task(names["late"]())
+        await asyncio.sleep(0.5)
+
+    thread = threading.Thread(target=asyncio.run, args=(item(),))
+    with one_report():
+        thread.start()
+        collect_abandoned(OSError("torn"))
+    thread.join()
+    gc.collect()
+    assert not caplog.records
 
 
 def reporters():
