@@ -3,10 +3,12 @@
   python -m ig_jax.visualize compare --checkpoint=runs/digits --out=runs/digits/compare --ig_scale=2 --cfg_scale=1.25
   python -m ig_jax.visualize map --checkpoint=runs/digits --out=runs/digits/map --scales='ig:1,1.5,2;cfg:1,1.25'
   python -m ig_jax.visualize gap --checkpoint=runs/digits --out=runs/digits/gap --num=4
+  python -m ig_jax.visualize run --workdir=runs/digits
 
 compare  compare.png: no guidance, CFG, IG and both, one class in each row; and the images of each as an npz archive.
 map      map.png: images over the scales of two guidances, one class in each row of a cell.
 gap      gap.png: |D_f - D_i|, where the two heads disagree about the denoised image, along the sampling trajectory.
+run      WORKDIR/run.png: the loss, what guidance rests on by noise level, norms by depth, and where the time went.
 Every setting starts from the same noise. recipe.json, next to the picture, records what it shows.
 """
 
@@ -19,6 +21,7 @@ from absl import flags
 
 from ig_jax.base import cli
 from ig_jax.base.errors import check
+from ig_jax.base.files import run_path
 from ig_jax.base.progress import Progress
 from ig_jax.diffusion.guidance import RULES
 from ig_jax.diffusion.recipe import Recipe
@@ -28,8 +31,10 @@ from ig_jax.generation.flags import Request, define_request, requested
 from ig_jax.generation.pretrained import Pretrained
 from ig_jax.parallel import processes
 from ig_jax.pictures import images, plots
+from ig_jax.pictures import run as run_picture
+from ig_jax.training.workdir import read_metrics
 
-WORDS = ("compare", "map", "gap")
+WORDS = ("compare", "map", "gap", "run")
 SMALL = 32  # pixels: the side of images of which many are shown
 # Classes and images of each: of small images, and of large ones.
 SHOWN = {"compare": ((10, 8), (4, 2)), "map": ((10, 4), (4, 1)), "gap": ((4, 1), (4, 1))}
@@ -45,9 +50,18 @@ SCALES = flags.DEFINE_string(
     "scales", "ig:1,1.5,2;cfg:1,1.25", "map: two guidances and their scales.", flag_values=FLAGS
 )
 
+WORKDIR = flags.DEFINE_string("workdir", None, "run: the directory of a training run.", flag_values=FLAGS)
+RUN = (
+    "Over the steps: every term of the loss. By noise level and depth: means over quarters of the run, from light to "
+    "dark. Where the cosine is positive, the gap between the heads points to the data; the nearest guidance scale is "
+    "the w at which D_i + w (D_f - D_i) has the least error."
+)
+
 
 def main(word: str) -> None:
     processes.check_alone("visualize")
+    if word == "run":
+        return draw_run(run_path(cli.required(WORKDIR), "workdir"))
     more = {"scales": SCALES.value if word == "map" else None}
     request = requested(FLAGS, word, ["png"], functools.partial(shown, word), **more)
     folder = request.folder
@@ -59,6 +73,16 @@ def main(word: str) -> None:
     draw(request, folder.path)
     folder.write_metadata(request.metadata)
     print(f"wrote {folder.path / word}.png")
+
+
+def draw_run(workdir: Path) -> None:
+    """Write run.png.  Raises: UserError for a directory without metrics."""
+    lines = read_metrics(workdir)
+    check(bool(lines), "--workdir", str(workdir), "the directory of a training run, with a metrics.jsonl")
+    images.write_png(
+        workdir / "run.png", run_picture.picture(lines, f"{workdir.name}, {lines[-1]['step']} steps. {RUN}")
+    )
+    print(f"wrote {workdir / 'run.png'}")
 
 
 def shown(word: str, model: Pretrained) -> tuple[int, str]:

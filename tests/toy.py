@@ -171,3 +171,8 @@ def replace(config, **changes):
 def learnt(line: dict) -> dict:
     """A line of metrics.jsonl without what depends on the clock."""
     return {name: value for name, value in line.items() if not name.startswith(("seconds/", "goodput"))}
+
+
+def scalars(metrics: dict) -> dict[str, float]:
+    """The metrics of a step that are one number, on the host."""
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, jax.Array)}

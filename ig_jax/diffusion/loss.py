@@ -7,13 +7,13 @@ Source: arXiv 2512.24176 (dual loss; training acceleration); hustvl/LightningDiT
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ig_jax.base.errors import check
-from ig_jax.diffusion import gaussian, paths
+from ig_jax.diffusion import curves, gaussian, paths
 from ig_jax.diffusion.process import ProcessConfig
 from ig_jax.diffusion.randomness import Purpose, address
 from ig_jax.models import dit
@@ -169,8 +169,8 @@ class Objective:
 
     def __call__(
         self, params: Params, ema: Params, batch: NoisyBatch, step: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar, and its terms by name: loss/total is the sum of the other loss/ terms times their weights."""
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """The scalar, and metrics by name: loss/total is the sum of the other loss/ terms times their weights."""
         x_t, target = self.process.noised(batch.x, batch.eps, batch.t)
         predictions, variances = self.outputs(params, x_t, batch)
         final_target = target
@@ -179,9 +179,11 @@ class Objective:
             final_target = accelerated_target(target, self._gap(predictions, ema, x_t, batch, step), omega)
         terms = self.terms(predictions, variances, target, final_target, batch)
         scalar = jnp.mean(total(terms))
-        metrics = {"loss/total": scalar} | {name: jnp.mean(term.value) for name, term in terms.items()}
+        metrics: dict[str, Any] = {"loss/total": scalar} | {name: jnp.mean(term.value) for name, term in terms.items()}
         if predictions.intermediate:
             metrics["gap_square"] = jnp.mean(guidance_gap(predictions) ** 2)
+        sigma = batch.t / gaussian.STEPS if self.process.chain else batch.t
+        metrics["sigma"] = curves.by_sigma(sigma, target, predictions.heads)
         return scalar, metrics
 
     def outputs(self, params: Params, x_t: jax.Array, batch: NoisyBatch) -> tuple[DiTOutput, DiTOutput | None]:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from ig_jax.base.progress import Progress
 from ig_jax.base.signals import AGAIN
 from ig_jax.checkpoints.steps import Checkpoints
 from ig_jax.config.experiment import Experiment
+from ig_jax.diffusion import curves
 from ig_jax.generation import captions, decode
 from ig_jax.generation.labels import labels_for
 from ig_jax.generation.sampler import Program, sample_latents
@@ -36,7 +38,7 @@ class Moment:
 
     step: int  # updates done
     state: TrainState
-    metrics: dict[str, jax.Array]  # scalars of this step, on the devices
+    metrics: dict[str, Any]  # scalars and curves of this step, on the devices
     last: bool  # whether this was the last step
     stopping: str  # the signal that asked the run to stop, or ""
     progress: Progress
@@ -45,8 +47,17 @@ class Moment:
     @functools.cached_property
     def values(self) -> dict[str, float]:
         """The metrics on the host; those that are not finite, as in a skipped step, are left out."""
-        values = {name: float(value) for name, value in jax.device_get(self.metrics).items()}
+        values = {name: float(value) for name, value in jax.device_get(self._of(False)).items()}
         return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    @functools.cached_property
+    def curves(self) -> dict[str, dict]:
+        """Values by noise level and by depth, see diffusion/curves.py."""
+        found = [curves.plain(name, curve) for name, curve in jax.device_get(self._of(True)).items()]
+        return {name: curve for each in found for name, curve in each.items()}
+
+    def _of(self, curve: bool) -> dict:
+        return {name: value for name, value in self.metrics.items() if isinstance(value, curves.Curve) == curve}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +113,7 @@ def watch(every: int, limit: int, trained: Sequence[str]) -> Hook:
 def write_metrics(every: int, directory: Path, start: int, goodput: Goodput) -> Hook:
     """A line of metrics.jsonl; before a save, so that a step that is resumed from has its line."""
     written = MetricsFile(directory, start) if processes.is_first() else None
-    return Hook(every, lambda m: written.write(m.step, m.values | goodput.metrics()) if written else None)
+    return Hook(every, lambda m: written.write(m.step, m.values | m.curves | goodput.metrics()) if written else None)
 
 
 def save(every: int, saver: Checkpoints, meta: dict, clock: SaveClock, goodput: Goodput) -> Hook:

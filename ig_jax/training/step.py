@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from ig_jax.data.spec import ENCODER, FLIPPED, BatchSpec
+from ig_jax.diffusion import curves
 from ig_jax.diffusion.loss import NoisyBatch, Objective
 from ig_jax.diffusion.randomness import Purpose, address
 from ig_jax.models import autoencoder, latents
@@ -54,7 +55,7 @@ def prepare(spec: BatchSpec, batch: dict[str, Any], seed: int, step: jax.Array) 
 
 def accumulated_gradients(
     objective: Callable, trainable: Params, batch: NoisyBatch, accumulate: int
-) -> tuple[Params, dict[str, jax.Array]]:
+) -> tuple[Params, dict[str, Any]]:
     """Gradients and metrics of objective(trainable, batch), averaged over `accumulate` micro-batches.
 
     A micro-batch takes every accumulate-th example, so that no example moves to another device.
@@ -82,13 +83,21 @@ def updated(
     optimizer: optax.GradientTransformation,
     trains: Callable[[str], bool],
     ema: EmaConfig,
-) -> TrainState:
-    """The state after one update by the gradients of its trained parameters: the optimizer, then every EMA."""
+) -> tuple[TrainState, Params]:
+    """(the state after one update by the gradients of its trained parameters, what was added to them).
+
+    The optimizer, then every EMA.
+    """
     trainable, frozen = partition(state.params, trains)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
     params = optax.apply_updates(trainable, updates) | frozen
     averages = ema.updated(state.ema, params, state.step)
-    return TrainState(state.step + 1, params, averages, opt_state, state.guard)
+    return TrainState(state.step + 1, params, averages, opt_state, state.guard), updates
+
+
+def _squares(arrays: Params) -> dict[str, jax.Array]:
+    """The squared norm of each array."""
+    return {name: jnp.sum(jnp.square(array.astype(jnp.float32))) for name, array in arrays.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +113,7 @@ class TrainStep:
     seed: int
     leap: float = 0.0  # of the loss at which a step is skipped, in standard deviations; 0 for never
 
-    def __call__(self, state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
+    def __call__(self, state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """The next state and the metrics of this step; the batch is as `prepare` takes it."""
         x = prepare(self.spec, batch, self.seed, state.step)
         noisy = self.objective.noised(x, batch["label"], self.seed, state.step)
@@ -117,11 +126,12 @@ class TrainStep:
         gradients, metrics = accumulated_gradients(objective, trainable, noisy, self.optimizer.accumulate)
         if "gap_square" in metrics:  # the root is taken once the micro-batches are averaged
             metrics["gap_norm"] = jnp.sqrt(metrics.pop("gap_square"))
-        squares = {name: jnp.sum(jnp.square(gradient)) for name, gradient in gradients.items()}
+        squares = _squares(gradients)
         metrics["gradient_norm"] = jnp.sqrt(sum(squares.values()))
         metrics["learning_rate"] = learning_rate(self.optimizer, self.total_steps)(state.step)
         trains = self.optimizer.trains
-        new = updated(state, gradients, optimizer=self.transformation, trains=trains, ema=self.ema)
+        new, updates = updated(state, gradients, optimizer=self.transformation, trains=trains, ema=self.ema)
+        metrics |= {"gradient": curves.by_depth(squares), "update": curves.by_depth(_squares(updates))}
         taken, guard = state.guard.judged(state.step, metrics["loss/total"], squares, self.leap)
         kept = jax.tree.map(lambda new, old: jnp.where(taken, new, old), new, state)
         return dataclasses.replace(kept, step=new.step, guard=guard), metrics

@@ -37,7 +37,7 @@ class Waiting:
 
     def step(self, metrics: dict[str, jax.Array]) -> None:
         """A step has been given to the devices; it is done when its metrics are there."""
-        self._running = next(iter(metrics.values()))
+        self._running = jax.tree.leaves(metrics)[0]
 
     def share(self) -> float:
         """The share of the wall time since the last call, 0 to 1."""

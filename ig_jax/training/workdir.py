@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -114,7 +115,7 @@ class MetricsFile:
         except (ValueError, TypeError, LookupError):
             return math.inf
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float | dict]) -> None:
         """Append one line; float32 values read back bitwise identical."""
         line = json.dumps({"step": step, **metrics}) + "\n"
         if is_remote(self._path):  # whose objects cannot be appended to

@@ -11,6 +11,7 @@ import pytest
 import toy
 from refusal import refused
 
+from ig_jax.diffusion import curves
 from ig_jax.diffusion.loss import Objective
 from ig_jax.models import dit
 from ig_jax.models.latents import from_uint8
@@ -56,7 +57,7 @@ def train(experiment, mesh, steps=3):
     history = []
     for i in range(steps):
         state, metrics = step(state, place(toy.batch(seed=i)))
-        history.append({name: float(value) for name, value in metrics.items()})
+        history.append(toy.scalars(metrics))
     assert step._cache_size() == 1
     return jax.device_get(state), history
 
@@ -156,6 +157,12 @@ def test_the_step_optimises_the_loss_of_its_own_draws_with_the_first_average():
         assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5)
     assert float(got["gap_norm"]) == pytest.approx(float(want["gap_square"]) ** 0.5, rel=1e-5)
     assert float(got["gradient_norm"]) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
+    assert float(jnp.linalg.norm(got["gradient"].values)) == pytest.approx(float(got["gradient_norm"]), rel=1e-5)
+    intermediate = curves.plain("sigma", got["sigma"])["sigma/intermediate"].values()
+    weights = np.asarray(got["sigma"].values[0])
+    assert np.nansum(np.array([*intermediate], float) * weights) == pytest.approx(
+        float(want["loss/intermediate"]), rel=1e-4
+    )
     assert float(got["learning_rate"]) == pytest.approx(float(learning_rate(e.optimizer, e.run.steps)(1)))
 
 
@@ -205,6 +212,8 @@ def test_lambda_zero_trains_the_final_head_alone():
     state, metrics = step(state, place(toy.batch()))
     assert metrics["loss/total"] == metrics["loss/final"]
     changed = {name for name, value in state.params.items() if (value != before[name]).any()}
+    moved = np.sqrt(sum(np.sum((state.params[n] - before[n]) ** 2) for n in before if n.startswith("blocks.1.")))
+    assert dict(zip(metrics["update"].points, metrics["update"].values))["1"] == pytest.approx(moved, rel=1e-3)
     assert changed == {name for name in before if not name.startswith("inter_heads") and name != "pos_embed"}
 
 
