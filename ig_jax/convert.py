@@ -115,7 +115,7 @@ def opened(file: Path, origin: dict) -> Iterator[Any]:
         try:
             job = importing.prepare(path, weights.metadata, chosen.tensors, choices)
         except UserError as error:
-            raise UserError(f"{file}: {error}", name=error.name, value=error.value, expected=error.expected) from error
+            raise error.at(str(file)) from error
         yield job
 
 

@@ -32,6 +32,7 @@ from ig_jax.base.errors import UserError, check
 from ig_jax.base.files import atomic_file, local_path, writing
 from ig_jax.base.progress import Progress
 from ig_jax.base.versions import versions
+from ig_jax.config import stored
 from ig_jax.data.dataset import DataConfig, open_split
 from ig_jax.data.spec import pixels
 from ig_jax.diffusion.recipe import Recipe
@@ -226,7 +227,7 @@ def compare(out: Path) -> None:
     for w, s in itertools.product([1.0, *ig_scales], [1.0, *cfg_scales]):
         model.check(model.recipe.replace(ig_scale=w, cfg_scale=s))
     decode.check_decodable(model.experiment.latents, model.autoencoder)
-    data = model.experiment.data
+    data = stored.data(model.config, checkpoint)
     if DATA.value:
         named: dict[str, Any] = dict(source="tfds", name=DATA.value, folder="", pad=0, mirrored=bool(data.mirrored))
         data = dataclasses.replace(data, **named, holds="pixels", dtype="uint8")

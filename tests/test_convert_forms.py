@@ -14,8 +14,10 @@ import toy
 from refusal import refused
 
 from ig_jax import convert
+from ig_jax.base.schema import bind
 from ig_jax.checkpoints import autoencoder as autoencoder_checkpoint
 from ig_jax.checkpoints.steps import stored_meta
+from ig_jax.config.experiment import Experiment
 from ig_jax.generation import pretrained
 from ig_jax.interop import autoencoder_weights, diffusers_dit, published
 from ig_jax.interop.importing import ARITHMETIC
@@ -217,7 +219,7 @@ def test_such_forms_gain_a_head_by_training(tmp_path, form):
     from ig_jax.parallel.mesh import make_mesh
     from ig_jax.training.initialise import starting_weights
 
-    stored = pretrained.load(tmp_path / "run").experiment
+    stored = bind(Experiment, pretrained.load(tmp_path / "run").config)
     init = toy.replace(stored.init, checkpoint=str(tmp_path / "run"))
     e = toy.replace(stored, model=SIT, loss=toy.replace(stored.loss, inter_weight=(0.5,)), init=init)
     weights = starting_weights(e, make_mesh())

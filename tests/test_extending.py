@@ -5,6 +5,7 @@ package are edited as a contributor would edit them, and the copy is run.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -18,7 +19,11 @@ import pytest
 import tiny_checkpoint
 import toy
 from absl import flags
+from refusal import refused
 
+from ig_jax.base.schema import bind
+from ig_jax.config import files as config_files
+from ig_jax.config.experiment import Experiment
 from ig_jax.data import formats
 from ig_jax.data.formats import registry
 from ig_jax.diffusion import guidance, integration
@@ -214,7 +219,7 @@ convert.FLAGS(["convert", f"--from={folder}/toy.pt", f"--out={folder}/run"])
 convert.main()
 model = pretrained.load(folder / "run")
 assert model.experiment.process == e.process and model.recipe == e.sample
-assert model.experiment.model.qk_norm == "layernorm" and model.experiment.run.steps == 1
+assert model.experiment.model.qk_norm == "layernorm" and model.config["run"]["steps"] == 1
 assert all((np.asarray(model.params[name]) == array).all() for name, array in weights.items())
 assert np.isfinite(next(model.batches(model.recipe.replace(steps=2), labels=[1, 2])).latents).all()
 """
@@ -228,12 +233,46 @@ def test_a_family_is_an_entry_of_each_of_three_tables(tmp_path):
     run_in(copy, "toy_family", str(tmp_path))
 
 
+def rewritten(checkpoint: Path, folder: Path, **changes) -> Path:
+    """A copy of a checkpoint whose stored settings are changed, by dotted name; None removes one."""
+    shutil.copytree(checkpoint, folder)
+    path = folder / "checkpoints" / "0" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        section = functools.reduce(dict.__getitem__, parents, meta["config"])
+        section.pop(last) if value is None else section.update({last: value})
+    path.write_text(json.dumps(meta))
+    return folder
+
+
+def test_stored_settings_of_another_version(checkpoint, tmp_path, capsys):
+    """What is missing is as before; sampling asks for nothing but its own; what it lacks is named with the place."""
+    old = rewritten(checkpoint, tmp_path / "old", **{"loss.weighting": None, "model.attention": None})
+    lacks = {"loss.label_drop": None, "optimizer.name": "lion", "data": None, "run.gone": 1}
+    foreign = rewritten(old, tmp_path / "foreign", **lacks)
+    model = pretrained.load(foreign)
+    np.testing.assert_array_equal(model.sample([1, 2]), pretrained.load(checkpoint).sample([1, 2]))
+    for setting, broken in (("config.model.depth", {"model.depth": None}), ("config.model.new", {"model.new": 1})):
+        path = rewritten(checkpoint, tmp_path / setting, **broken)
+        with refused(setting, says=f"checkpoint {str(path)!r}: {setting}", fix="version that wrote it"):
+            pretrained.load(path)
+    # Training needs the rest, which overrides can mend.
+    sections, _ = config_files.from_checkpoint(str(foreign))
+    assert "config.run.gone=1" in capsys.readouterr().err
+    with refused("config.data", says="config.data"):
+        bind(Experiment, sections)
+    whole, overrides = tiny_checkpoint.experiment().as_dict(), [("loss.label_drop", "0.1"), ("optimizer.name", "adamw")]
+    e = bind(Experiment, config_files.overridden(sections.to_dict() | {"data": whole["data"]}, overrides))
+    assert e.loss == tiny_checkpoint.experiment().loss
+
+
 def test_a_loss_term_and_a_checkpoint_from_before_it(checkpoint, tmp_path):
     """The new field has a default that means "as before", so older checkpoints are sampled and resumed."""
     copy = edited(tmp_path / "copy", "loss term")
     small = toy.flags(**{"run.steps": 2, "loss.gap_weight": 0.25})
     run_in(copy, "ig_jax.train", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", *small)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = toy.metrics(tmp_path / "run")
     terms = {name: value for name, value in lines[-1].items() if name.startswith("loss/")}
     total = terms["loss/final"] + 0.5 * terms["loss/intermediate"] + 0.25 * terms["loss/gap"]
     assert terms["loss/gap"] > 0 and terms["loss/total"] == pytest.approx(total, rel=1e-6)

@@ -36,6 +36,11 @@ class UserError(ValueError):
             problem, name=f"{section}.{self.name}", value=self.value, expected=self.expected, fix=self.fix
         )
 
+    def at(self, place: str, fix: str = "") -> "UserError":
+        """The same error of something stored at `place`; `fix` replaces its own."""
+        problem, fix = self._problem or str(self).removesuffix(f"; {self.fix}"), fix or self.fix
+        return type(self)(f"{place}: {problem}", name=self.name, value=self.value, expected=self.expected, fix=fix)
+
 
 class Diverged(RuntimeError):
     """Training produced a loss or gradient that is not finite."""

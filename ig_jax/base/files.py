@@ -55,6 +55,11 @@ def local_path(text: str | os.PathLike, name: str) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """Of what can be made or fetched again: $IG_JAX_CACHE, by default ~/.cache/ig_jax."""
+    return Path(os.environ.get("IG_JAX_CACHE") or "~/.cache/ig_jax").expanduser()
+
+
 def is_file(text: str) -> bool:
     """Whether a local path is a file; False too where the system cannot even look (a name that is too long)."""
     return _exists(text, Path.is_file)

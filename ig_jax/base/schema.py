@@ -4,6 +4,7 @@ The sections of a config are exactly what the code reads, so a key that nothing 
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -50,6 +51,20 @@ def typed(hints: dict[str, Any], given: dict[str, Any], needed: list[str], prefi
     for name in (f"{prefix}{key}" for key in needed if key not in given):
         raise UserError(f"{name} is missing", name=name, expected="given", fix="set it in the config file")
     return {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in given.items()}
+
+
+def unread(cls: type, values: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of what no field of the dataclass `cls` takes; classes with `of` say so themselves."""
+    hints, found = typing.get_type_hints(cls), []
+    for key, value in values.items():
+        hint, name = hints.get(key), f"{prefix}{key}"
+        if hint is None:
+            found.append(name)
+        elif isinstance(value, dict) and not hasattr(hint, "of"):
+            with contextlib.suppress(UserError):  # of a section without the name of one, which `bind` reports
+                chosen = _named(typing.get_args(hint), value, name) if isinstance(hint, types.UnionType) else hint
+                found += unread(chosen, value, f"{name}.")
+    return found
 
 
 def _made(make: Callable[..., Any], fields: dict[str, Any], section: str) -> Any:

@@ -91,42 +91,62 @@ class InitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """Everything that defines a run and, in its checkpoint, everything a sampler needs.
+class Trained:
+    """What sampling needs of an experiment.
 
     Attributes:
         name: of the run, in captions and results.
-        seed: of everything random.
-        init: where a new run gets its weights.
         model: the network.
         latents: how they are normalised; name "pixels" for a model of the images themselves.
         process: forward process, prediction and times.
-        loss: weights of its terms.
-        optimizer: AdamW or Muon, by its name.
         ema: averages of the weights.
-        data: where they are, and what a batch holds.
-        mesh: devices along each axis.
-        run: durations.
         sample: recipe of previews, and the default of the sample command.
     """
 
     name: str
-    seed: int
-    init: InitConfig
     model: DiTConfig
     latents: LatentScaling
     process: ProcessConfig
-    loss: LossConfig
-    optimizer: AdamWConfig | MuonConfig
     ema: EmaConfig
-    data: DataConfig
-    mesh: MeshConfig
-    run: RunConfig
     sample: Recipe
 
     def __post_init__(self):
-        check(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
         self.process.check_model(self.model)
+        try:
+            self.sample.check_model(self.model)
+        except UserError as error:
+            raise error.within("sample") from error
+
+    def as_dict(self) -> dict:
+        """Plain JSON types; bind(type(x), x.as_dict()) == x."""
+        return dataclasses.asdict(self) | {"sample": self.sample.flat()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Trained):
+    """Everything that defines a run.
+
+    Attributes:
+        seed: of everything random.
+        init: where a new run gets its weights.
+        loss: weights of its terms.
+        optimizer: AdamW or Muon, by its name.
+        data: where they are, and what a batch holds.
+        mesh: devices along each axis.
+        run: durations.
+    """
+
+    seed: int
+    init: InitConfig
+    loss: LossConfig
+    optimizer: AdamWConfig | MuonConfig
+    data: DataConfig
+    mesh: MeshConfig
+    run: RunConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
         self.loss.check_model(self.model, self.process)
         holds, of_pixels = self._promise.holds, self.latents.name == "pixels"
         check(holds == "pixels" or not of_pixels, "data.holds", holds, "pixels for latents.name='pixels'")
@@ -140,10 +160,6 @@ class Experiment:
         decodable = of_pixels or not previews or self.run.autoencoder != ""
         check(decodable, "run.preview_images", previews, expected, "set run.autoencoder")
         self.optimizer.check_model(self.model)
-        try:
-            self.sample.check_model(self.model)
-        except UserError as error:
-            raise error.within("sample") from error
 
     @property
     def _promise(self) -> BatchSpec:
@@ -192,7 +208,3 @@ class Experiment:
         """
         stored = spec.holds != "pixels" and not spec.scaling.is_identity
         return dataclasses.replace(self, data=self.data.of_data(spec), latents=spec.scaling if stored else self.latents)
-
-    def as_dict(self) -> dict:
-        """Plain JSON types; bind(Experiment, x.as_dict()) == x."""
-        return dataclasses.asdict(self) | {"sample": self.sample.flat()}

@@ -13,10 +13,8 @@ from absl import flags
 from ig_jax.base.errors import UserError, check, one_line
 from ig_jax.base.files import is_dir, is_file
 from ig_jax.base.schema import Text, bind
-from ig_jax.config import shipped
+from ig_jax.config import shipped, stored
 from ig_jax.config.experiment import Experiment
-from ig_jax.data.dataset import AUTO
-from ig_jax.models.latents import PIXELS
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
@@ -38,16 +36,21 @@ class ConfigFlags(flags.FlagValues):
         rest, self.__dict__["overrides"] = _split(self.read_flags_from_files(given, force_gnu=False))
         return super().__call__([command, *rest], known_only)
 
-    def load(self) -> dict[str, Any]:
-        """The sections of the config file, overrides applied as text.  Raises: UserError."""
-        path = self["config"].value
-        if not path:
-            raise UserError("--config is missing", name="--config", fix="see --help")
-        return overridden(sections_of(path), self.__dict__["overrides"])
+    def load(self, run: str | None = None) -> dict[str, Any]:
+        """The sections of the config, by default of the work directory `run`, overrides applied as text.
 
-    def experiment(self) -> Experiment:
-        """The experiment of the config file and its overrides.  Raises: UserError that names the setting."""
-        return bind(Experiment, self.load())
+        Raises: UserError.
+        """
+        path = self["config"].value
+        sections = sections_of(path) if path else stored.of_run(run) if run else None
+        if sections is None:
+            what = f"--config is missing, and --workdir={run!r} holds no run to go on with" if run else ""
+            raise UserError(what or "--config is missing", name="--config", fix="see --help")
+        return overridden(sections, self.__dict__["overrides"])
+
+    def experiment(self, run: str | None = None) -> Experiment:
+        """The experiment of `load`.  Raises: UserError that names the setting."""
+        return bind(Experiment, self.load(run))
 
 
 def overridden(sections: dict[str, Any], overrides: list[tuple[str, str]]) -> dict[str, Any]:
@@ -83,7 +86,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def sections_of(path: str) -> dict[str, Any]:
-    """The sections that get_config of FILE[:ARGUMENT] returns, as plain dicts.  Raises: UserError."""
+    """The sections, as dicts, of a run, or that get_config of FILE[:ARGUMENT] returns.  Raises: UserError."""
+    if (is_dir(path) or path.endswith(f"/{stored.FILE}")) and (sections := stored.of_run(path)) is not None:
+        return sections
     ends = [found.start() for found in re.finditer(":", path)] + [len(path)]
     end = next((end for end in reversed(ends) if is_file(path[:end])), None)
     name = path.partition(":")[0]
@@ -91,7 +96,7 @@ def sections_of(path: str) -> dict[str, Any]:
         end, file = len(name), shipped.folder() / f"{name}.py"
     else:
         fix = f"write a path, or one of {', '.join(shipped.names())}, then a colon and its argument"
-        check(end is not None, "--config", path, "an existing config file", fix)
+        check(end is not None, "--config", path, "an existing config file, or a run", fix)
         file = Path(path[:end]).expanduser()
     argument = path[end:][1:]
     try:
@@ -130,18 +135,13 @@ def from_checkpoint(argument: str, *groups: tuple[str, ...]) -> tuple[ml_collect
 
     Raises: ValueError for an argument without a checkpoint or with other words, UserError for a bad checkpoint.
     """
-    from ig_jax.checkpoints.steps import stored_meta  # late: brings JAX and Orbax, which other configs do without
-
     ends = [found.start() for found in re.finditer(",", argument)] + [len(argument)]
     end = next((end for end in reversed(ends) if is_dir(argument[:end])), ends[0])
     checkpoint, options = argument[:end], argument[end + 1 :]
     if not checkpoint:
         raise ValueError("config argument must begin with a checkpoint, such as runs/plain")
     chosen = words(options, *groups, ("full", "runlocal"))
-    settings = bind(Experiment, stored_meta(checkpoint)["config"]).as_dict()
-    if settings["latents"]["name"] != PIXELS.name:  # another folder of latents may hold them in another form
-        settings["data"] |= dict(holds=AUTO, dtype=AUTO, mirrored=AUTO)
-    config = ml_collections.ConfigDict(settings)
+    config = ml_collections.ConfigDict(stored.of_checkpoint(checkpoint))
     config.init = dict(checkpoint=checkpoint, ema="")
     runlocal = chosen[-1] == "runlocal"
     config.run = dict(

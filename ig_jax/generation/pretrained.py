@@ -27,8 +27,8 @@ from ig_jax.base.progress import Progress
 from ig_jax.base.schema import bind
 from ig_jax.base.versions import versions
 from ig_jax.checkpoints import steps as ckpt
-from ig_jax.config import published
-from ig_jax.config.experiment import Experiment
+from ig_jax.config import published, stored
+from ig_jax.config.experiment import Experiment, Trained
 from ig_jax.diffusion import paths
 from ig_jax.diffusion.integration import FixedGrid
 from ig_jax.diffusion.recipe import Recipe
@@ -48,7 +48,7 @@ class Pretrained:
     """A network with its weights, and everything needed to sample from it.
 
     Attributes:
-        experiment: all settings of its training, in sections.
+        experiment: the network, its process, averages and recipe.
         params: float32 arrays by their names.
         mesh: devices that hold them.
         step: of the checkpoint.
@@ -58,9 +58,10 @@ class Pretrained:
         autoencoder: decodes the latents; None for a model of pixels, or where none was given.
         second: the weaker checkpoint of autoguidance.
         encoder: digest of the autoencoder that encoded its images in the step, "" for another model.
+        config: all settings stored with the weights, those of its training too, in sections.
     """
 
-    experiment: Experiment
+    experiment: Trained
     params: dict[str, jax.Array]
     mesh: Mesh
     step: int
@@ -70,6 +71,7 @@ class Pretrained:
     autoencoder: decode.Autoencoder | None = None
     second: "Pretrained | None" = None
     encoder: str = ""
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in self.params.values())
@@ -256,7 +258,7 @@ class Pretrained:
         decay = 0.0 if self.ema == RAW else float(self.ema)  # an average of decay 0 is the weights themselves
         e = dataclasses.replace(self.experiment, ema=EmaConfig((decay,), warmup=False))
         meta: dict[str, Any] = {
-            "config": e.as_dict(),
+            "config": self.config | e.as_dict(),
             "data": {},
             "labels": list(self.class_names),
             "versions": versions(),
@@ -401,7 +403,7 @@ def _load(checkpoint: str | os.PathLike, ema: str, mesh: Mesh) -> Pretrained:
     chosen: dict[str, Any] = {}
 
     def wanted(meta: dict) -> dict[str, object]:
-        e = bind(Experiment, meta["config"])
+        e = stored.network(meta, checkpoint)
         # This machine may not have the attention kernel that the model was trained with.
         e = chosen["experiment"] = dataclasses.replace(e, model=dataclasses.replace(e.model, attention="auto"))
         name, names = ema or e.ema.names[0], e.ema.names
@@ -414,7 +416,7 @@ def _load(checkpoint: str | os.PathLike, ema: str, mesh: Mesh) -> Pretrained:
     digest = hashlib.sha256(json.dumps(meta["arrays"][item], sort_keys=True).encode()).hexdigest()
     labels, encoder = tuple(meta["labels"]), meta["data"].get("encoder", "").split(" ")[0]
     found = items[item], mesh, meta["step"], chosen["ema"], digest, labels
-    return Pretrained(chosen["experiment"], *found, encoder=encoder)
+    return Pretrained(chosen["experiment"], *found, encoder=encoder, config=meta["config"])
 
 
 def _item(ema: str) -> str:
@@ -435,4 +437,4 @@ def build(
     mesh = make_mesh() if mesh is None else mesh
     new = jax.jit(functools.partial(dit.init, e.model), out_shardings=tree_shardings(dit.shapes(e.model), mesh))
     classes = tuple(map(str, range(e.model.num_classes)))
-    return Pretrained(e, new(key), mesh, 0, e.ema.names[0], "", classes)
+    return Pretrained(e, new(key), mesh, 0, e.ema.names[0], "", classes, config=e.as_dict())

@@ -12,10 +12,9 @@ import numpy as np
 
 from ig_jax.base.errors import UserError, check
 from ig_jax.base.progress import Progress
-from ig_jax.base.schema import bind
 from ig_jax.checkpoints import autoencoder as autoencoder_checkpoint
 from ig_jax.checkpoints import steps as ckpt
-from ig_jax.config.experiment import Experiment
+from ig_jax.config import stored
 from ig_jax.config.published import FAMILIES
 from ig_jax.diffusion.process import ProcessConfig
 from ig_jax.interop import autoencoder_weights, diffusers_dit, published, recognition
@@ -58,7 +57,7 @@ def published_form(checkpoint: Path, ema: str) -> Published:
     if (checkpoint / autoencoder_checkpoint.FILE).is_file():
         return _published_autoencoder(checkpoint)
     params, buffers, meta = _open(checkpoint, ema)
-    config = bind(Experiment, meta["config"])
+    config = stored.network(meta, checkpoint)
     model = config.model
     args = published_args(model, config.process)
     computed = published.rope_buffers(model) if model.rope else {}
@@ -83,7 +82,7 @@ def write_pipeline(folder: Path, checkpoint: Path, ema: str) -> None:
     Raises: UserError for a missing or damaged checkpoint, or a network that diffusers' DiT is not.
     """
     meta = ckpt.stored_meta(checkpoint)
-    model, form = bind(Experiment, meta["config"]).model, published_form(checkpoint, ema)
+    model, form = stored.network(meta, checkpoint).model, published_form(checkpoint, ema)
     in_release = not any(name.startswith("transformer_blocks.") for name in form.tensors)
     tensors = diffusers_dit.from_release(form.tensors, model) if in_release else form.tensors
     directory, autoencoder = checkpoint / "autoencoder", None
@@ -138,7 +137,7 @@ def _open(checkpoint: Path, ema: str) -> tuple[dict, dict, dict]:
 
     def wanted(meta: dict) -> dict[str, dict]:
         nonlocal item
-        names = bind(Experiment, meta["config"]).ema.names
+        names = stored.network(meta, checkpoint).ema.names
         check(ema in ("", *names), "--ema", ema, f"one of {', '.join(names)}, the averages in {checkpoint}")
         item = f"ema_{ema or names[0]}"
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -5,7 +5,7 @@ from jax.sharding import Mesh
 
 from ig_jax.base.errors import check
 from ig_jax.checkpoints import autoencoder as checkpoint
-from ig_jax.config.experiment import Experiment
+from ig_jax.config.experiment import Experiment, Trained
 from ig_jax.data.spec import ENCODER
 from ig_jax.diffusion.randomness import Purpose, address
 from ig_jax.generation import pretrained
@@ -61,7 +61,7 @@ def new_labels(table: jax.Array, experiment: Experiment) -> jax.Array:
     return jax.jit(lambda old: dit.init(experiment.model, key)[LABELS].at[-1].set(old[-1]))(table)
 
 
-def check_same_network(new: Experiment, old: Experiment, free: tuple[str, ...], where: str) -> None:
+def check_same_network(new: Experiment, old: Trained, free: tuple[str, ...], where: str) -> None:
     """Raise UserError naming the first setting, not in `free`, that gives the weights in `where` another meaning."""
     for name, value in vars(new.model).items():
         stored = getattr(old.model, name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import typing
 
 import pytest
@@ -154,6 +155,19 @@ def test_overrides_in_a_flag_file_count(tmp_path):
     values(["x", f"--flagfile={tmp_path}/flags", f"--config={toy.ROOT}/configs/digits.py", "--config.run.steps=4"])
     e = values.experiment()
     assert (e.run.steps, e.data.batch_size) == (4, 16)
+
+
+def test_the_settings_of_a_run_are_a_config(tmp_path):
+    """For another run by --config, for itself by the work directory alone; a folder that is no run is one line."""
+    (tmp_path / "config.json").write_text(json.dumps(made("digits", ("run.steps", "7")).as_dict()))
+    for given in ([f"--config={tmp_path}"], [f"--config={tmp_path}/config.json"], []):
+        values = files.ConfigFlags("")
+        values(["x", *given, "--config.data.batch_size=16"])
+        e = values.experiment(None if given else str(tmp_path))
+        assert e == made("digits", ("run.steps", "7"), ("data.batch_size", "16"))
+    values(["x"])
+    with refused("--config", says="holds no run"):
+        values.experiment(str(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize("folder", ["a,b", "lr=1e-3,bs=16", "a:b", "with space é"])
