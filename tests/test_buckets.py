@@ -1,6 +1,5 @@
 """Data, runs, samples and weights in a bucket: what they hold is what a folder would hold."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -121,8 +120,7 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder(google, tmp_path, capsys):
     train(experiment(f"{google}/repa", 3), run)
     train(experiment(LATENTS / "repa", 3), str(tmp_path / "run"))
     assert "cannot be locked" in capsys.readouterr().err
-    lines = [json.loads(line) for line in files.user_path(f"{run}/metrics.jsonl").read_text().splitlines()]
-    local = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines, local = toy.metrics(files.user_path(run)), toy.metrics(tmp_path / "run")
     assert [line["loss/total"] for line in lines] == [line["loss/total"] for line in local]
     given = dict(num=2, batch_size=2, seed=3, steps=2, save="latents", cfg_scale=1, ig_scale=1)
     command(sample, checkpoint=run, out=f"{google}/samples", **given)

@@ -1,7 +1,6 @@
 """From photographs to pictures: encode, train and sample, from every form of the images and from REPA's form."""
 
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +46,7 @@ def command(module: str, **given) -> None:
 
 
 def losses(workdir: Path) -> list[float]:
-    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = toy.metrics(workdir)
     return [entry["loss/total"] for entry in found if "loss/total" in entry]
 
 

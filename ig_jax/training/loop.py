@@ -12,11 +12,12 @@ import jax
 from jax.sharding import Mesh
 
 from ig_jax.base.errors import Diverged
+from ig_jax.base.files import atomic_file
 from ig_jax.base.progress import Progress
-from ig_jax.base.schema import bind
 from ig_jax.base.signals import StopRequest
 from ig_jax.base.versions import versions
 from ig_jax.checkpoints import steps as checkpoints
+from ig_jax.config import stored
 from ig_jax.config.experiment import Experiment
 from ig_jax.data import pipeline
 from ig_jax.data.sources import Source
@@ -29,6 +30,7 @@ from ig_jax.training.goodput import Goodput
 from ig_jax.training.initialise import encoder_weights, starting_weights
 from ig_jax.training.program import TrainProgram
 from ig_jax.training.saving import SaveClock
+from ig_jax.training.startup import Startup
 from ig_jax.training.state import TrainState, born_sharded, restored
 from ig_jax.training.summary import summary
 from ig_jax.training.tensorboard import TensorBoard
@@ -58,15 +60,17 @@ def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hoo
 
         # 3. Restore the newest checkpoint, or initialise; compile meanwhile. For a large network either takes a minute.
         saver = stack.enter_context(checkpoints.Checkpoints(path / "checkpoints", keep=e.run.keep_checkpoints))
-        compilation = stack.enter_context(Compilation(program.lower))
-        changed: dict[int, list[str]] = {}
-        before_reading = functools.partial(_check_resumable, e, fingerprint, compilation, changed, goodput)
-        state = restored(saver, program.layout, before_reading)
-        if state is None:
-            weights = starting_weights(e, mesh)
-            compilation.begin()
-            state = born_sharded(program.new, program.layout, weights)
-        start = int(state.step)
+        startup = stack.enter_context(Startup())
+        compilation = stack.enter_context(Compilation(program.lower, startup))
+        found: dict[int, Experiment] = {}
+        before_reading = functools.partial(_check_resumable, e, fingerprint, compilation, found, goodput, path)
+        with startup.timed("state"):
+            state = restored(saver, program.layout, before_reading)
+            if state is None:
+                weights = starting_weights(e, mesh)
+                compilation.begin()
+                state = born_sharded(program.new, program.layout, weights)
+            start = int(state.step)
         goodput.resume(start, *workdir.last_sign_of_life(path))
         if start >= e.run.steps:
             print(f"nothing to do: {path} already holds step {start}")
@@ -74,15 +78,18 @@ def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hoo
 
         # 4. Describe the run, on the terminal and in config.json.
         if processes.is_first():
-            (path / "config.json").write_text(json.dumps(e.as_dict(), indent=2) + "\n")
+            with atomic_file(path / stored.FILE) as file:
+                file.write(f"{json.dumps(e.as_dict(), indent=2)}\n".encode())
             print(summary(e, path, mesh, source, start, program.fit), flush=True)
-            for line in changed.get(start, []):
+            old = found.get(start, e)
+            for line in resume.changes(old, e, start):
                 print(f"changed     {line}", flush=True)
+            startup.begin(workdir.MetricsFile(path, start), start, resume.differences(old, e))
 
         # 5. Step to the end, or to a stop; after too many bad steps once more, from the last checkpoint.
         with goodput.during("compile"):
             train_step = compilation.result()
-        run = Run(e, path, mesh, source, saver, train_step, fingerprint, goodput, stack)
+        run = Run(e, path, mesh, source, saver, train_step, fingerprint, goodput, startup, stack)
         with processes.sharing_fate():
             try:
                 state = run.steps(state, more_hooks)
@@ -114,10 +121,11 @@ class Run:
         train_step: jax.stages.Compiled,
         fingerprint: dict,
         goodput: Goodput,
+        startup: Startup,
         stack: contextlib.ExitStack,
     ):
         self.experiment, self.path, self.mesh, self.source = experiment, path, mesh, source
-        self.saver, self.train_step, self.goodput = saver, train_step, goodput
+        self.saver, self.train_step, self.goodput, self.startup = saver, train_step, goodput, startup
         self.encoder = encoder_weights(experiment, mesh)
         self.meta = {
             "config": experiment.as_dict(),
@@ -133,10 +141,11 @@ class Run:
         self.watchdog = stack.enter_context(Watchdog(experiment.run.step_deadline))
 
     def own_hooks(self, state: TrainState) -> list[hooks.Hook]:
-        """Those of every run: bad steps, metrics, checkpoint, log, preview."""
+        """Those of every run: the first step, bad steps, metrics, checkpoint, log, preview."""
         e, start = self.experiment, int(state.step)
         trained = [name for name in state.params if e.optimizer.trains(name)]
         return [
+            hooks.Hook(1, self.startup.ready),
             hooks.watch(e.run.log_every, e.run.skip_limit, trained),
             hooks.write_metrics(e.run.log_every, self.path, start, self.goodput),
             hooks.save(e.run.checkpoint_every, self.saver, self.meta, self.clock, self.goodput),
@@ -149,6 +158,7 @@ class Run:
         size, last, start = self.experiment.data.batch_size, self.experiment.run.steps, int(state.step)
         actions = [*self.own_hooks(state), *more_hooks]
         self.progress.restart(start)
+        self.startup.stepping()
         with _batches(self.experiment, self.source, start, self.mesh) as feed:
             for step, batch in enumerate(self.watchdog.timed(self.waiting.batches(feed), start), start + 1):
                 placed = {name: from_local_rows(part, self.mesh, size) for name, part in batch.items()}
@@ -179,8 +189,8 @@ class Run:
 class Compilation:
     """A program compiled in the background; leaving the context waits for it."""
 
-    def __init__(self, lower: Callable[[], jax.stages.Lowered]):
-        self._lower = lower
+    def __init__(self, lower: Callable[[], jax.stages.Lowered], startup: Startup):
+        self._lower, self._startup = lower, startup
         self._future: Future | None = None
 
     def __enter__(self) -> "Compilation":
@@ -192,7 +202,11 @@ class Compilation:
 
     def begin(self) -> None:
         """Start compiling, once."""
-        self._future = self._future or self._thread.submit(lambda: self._lower().compile())
+        self._future = self._future or self._thread.submit(self._compiled)
+
+    def _compiled(self) -> jax.stages.Compiled:
+        with self._startup.timed("step"):
+            return self._lower().compile()
 
     def result(self) -> jax.stages.Compiled:
         """The executable, waited for."""
@@ -205,17 +219,19 @@ def _check_resumable(
     e: Experiment,
     fingerprint: dict,
     compilation: Compilation,
-    changed: dict[int, list[str]],
+    found: dict[int, Experiment],
     goodput: Goodput,
+    path: Path,
     meta: dict,
 ) -> None:
     """Refuse the checkpoint of other data or another network; compile while it is read if there are steps left.
 
-    changed: gets the lines of what has changed, by the step of the checkpoint.
+    found: gets the experiment of the checkpoint by its step.
     """
     goodput.note(meta)
     pipeline.check_fingerprint(meta["data"], fingerprint)
-    changed[meta["step"]] = resume.changes(bind(Experiment, meta["config"]), e, meta["step"])
+    found[meta["step"]] = stored.experiment(meta, path)
+    resume.changes(found[meta["step"]], e, meta["step"])
     if meta["step"] < e.run.steps:
         compilation.begin()
 

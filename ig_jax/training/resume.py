@@ -26,23 +26,28 @@ TABLE = {
 _RATE = ("optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "run.steps")
 
 
+def differences(old: Experiment, new: Experiment) -> dict[str, tuple]:
+    """(value before, value now) of each setting that differs, by dotted name; None for one that is not there."""
+    before, after = _flat(old.as_dict()), _flat(new.as_dict())
+    pairs = {name: (before.get(name), after.get(name)) for name in before | after}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def changes(old: Experiment, new: Experiment, step: int) -> list[str]:
     """A line for each setting that changes what is learnt from `step` on.
 
     Raises: UserError naming the first setting that must be the same, or whose change is refused.
     """
-    before, after = _flat(old.as_dict()), _flat(new.as_dict())
-    lines = []
-    for name in before | after:
-        stored, wanted = before.get(name), after.get(name)
+    lines, differ = [], differences(old, new)
+    for name, (stored, wanted) in differ.items():
         verdict = TABLE[max((known for known in TABLE if _below(name, known)), key=len)]
-        allowed = stored == wanted or verdict in (PRINTED, FREE)
+        allowed = verdict in (PRINTED, FREE)
         check(allowed, f"config.{name}", wanted, f"{stored!r}, as in the checkpoint of this run", verdict)
-        if stored != wanted and verdict == PRINTED and name not in _RATE:
+        if verdict == PRINTED and name not in _RATE:
             lines.append(f"{name} {stored} -> {wanted}")
     rates = [float(learning_rate(e.optimizer, e.run.steps)(jnp.int32(step))) for e in (old, new)]
     lasting = ("run.steps",) if "cosine" not in (old.optimizer.schedule, new.optimizer.schedule) else ()
-    if any(before[name] != after[name] for name in _RATE if name not in lasting):
+    if any(name in differ for name in _RATE if name not in lasting):
         lines.append(f"{_schedule(old, new)}: learning rate {rates[0]:.1e} -> {rates[1]:.1e}")
     return lines
 

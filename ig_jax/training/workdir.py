@@ -89,17 +89,16 @@ def last_sign_of_life(workdir: Path) -> tuple[float, float]:
 
 
 class MetricsFile:
-    """metrics.jsonl: one line per logged step, each step once, however often the run was interrupted."""
+    """metrics.jsonl: a line for each logged step, once, however often the run was interrupted, and for each start."""
 
     def __init__(self, workdir: Path, resumed_at: int):
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in self._lines() if self._step(line) <= resumed_at]
-        self._text = "".join(f"{line}\n" for line in kept)
-        self._replace()
+        self._replace("".join(f"{line}\n" for line in kept))
 
-    def _replace(self) -> None:
+    def _replace(self, text: str) -> None:
         with atomic_file(self._path) as file:
-            file.write(self._text.encode())
+            file.write(text.encode())
 
     def _lines(self) -> list[str]:
         """Whole lines; a process killed while writing leaves at most one torn line, the last."""
@@ -109,17 +108,21 @@ class MetricsFile:
 
     @staticmethod
     def _step(line: str) -> float:
-        """The step of a line; infinity where it is not valid JSON, as a power failure may leave it."""
+        """The step of a line, 0 for a start; infinity where it is no JSON, as a power failure may leave it."""
         try:
-            return json.loads(line)["step"]
-        except (ValueError, TypeError, LookupError):
+            found = json.loads(line)
+            return 0 if {"start", "ready"} & found.keys() else found["step"]
+        except (ValueError, TypeError, LookupError, AttributeError):
             return math.inf
 
     def write(self, step: int, metrics: Mapping[str, float | dict]) -> None:
-        """Append one line; float32 values read back bitwise identical."""
-        line = json.dumps({"step": step, **metrics}) + "\n"
+        """Append the line of a step; float32 values read back bitwise identical."""
+        self.add({"step": step, **metrics})
+
+    def add(self, record: dict) -> None:
+        """Append one line."""
+        line = json.dumps(record) + "\n"
         if is_remote(self._path):  # whose objects cannot be appended to
-            self._text += line
-            return self._replace()
+            return self._replace(self._path.read_text() + line)
         with open(self._path, "a") as file:
             file.write(line)

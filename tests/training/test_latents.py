@@ -1,7 +1,6 @@
 """Training on latents as they lie on disk: what the config leaves open, its checkpoints, and previews."""
 
 import dataclasses
-import json
 
 import latent_shards
 import numpy as np
@@ -32,7 +31,7 @@ def experiment(config, folder, steps=2, **changes):
 
 
 def losses(workdir):
-    return [json.loads(line)["loss/total"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss/total"] for line in toy.metrics(workdir)]
 
 
 def test_a_folder_of_repa_trains_and_its_checkpoint_says_what_it_was_trained_on(tmp_path, capfd):
