@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests/toy.py
 
 @pytest.fixture(scope="session", autouse=True)
 def tfds_directory(tmp_path_factory):
-    """Data sets are prepared once a session, away from the user's own directory."""
+    """Data sets are prepared, and commands compiled, once a session, away from the user's own directories."""
     directory = tmp_path_factory.mktemp("tfds")
     os.environ["TFDS_DATA_DIR"] = str(directory)
+    os.environ["IG_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # commands share compiled programs
     return directory

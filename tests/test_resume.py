@@ -15,6 +15,7 @@ import pytest
 import toy
 from refusal import refused
 
+from ig_jax.base.compilations import trim
 from ig_jax.base.errors import BAD_INPUT, RESUMABLE, Preempted
 from ig_jax.checkpoints.steps import Checkpoints
 from ig_jax.generation import pretrained
@@ -47,7 +48,13 @@ def launch(workdir, *more):
 def metrics(workdir):
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return {line["step"]: toy.learnt(line) for line in map(json.loads, lines)}
+    return {line["step"]: toy.learnt(line) for line in map(json.loads, lines) if "step" in line}
+
+
+def starts(workdir, word="start"):
+    """What metrics.jsonl says of each start."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line[word] for line in lines if word in line]
 
 
 def wait_for_step(workdir, process, step):
@@ -109,9 +116,10 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(uninterrupted, tmp_pa
         process.kill()
         process.communicate()
         moments.append(time.time())
-    done = toy.run(*command(tmp_path))
+    done = toy.run("ig_jax.train", f"--workdir={tmp_path}")  # what the run is, it knows itself
     assert done.returncode == 0, done.stderr
     assert_equals(tmp_path, uninterrupted[0])
+    assert len(starts(tmp_path)) >= 2 and starts(tmp_path)[-1]["changed"] == {}
     last = read_metrics(tmp_path)[-1]
     seconds = {kind: last[f"seconds/{kind}"] for kind in goodput.KINDS}
     assert sum(seconds.values()) == pytest.approx(last["seconds/total"], rel=0.01)
@@ -175,18 +183,31 @@ def test_a_run_that_cannot_go_on_compiles_no_step(tmp_path, lowered):
     assert not lowered.is_set()
 
 
-def test_a_second_start_compiles_nothing_and_trains_the_same(tmp_path):
-    first = toy.run(*command(tmp_path, "--config.run.steps=4"))
+def test_a_run_elsewhere_compiles_nothing_anew_and_trains_the_same(tmp_path, monkeypatch):
+    """The cache is moved in between: neither its place nor that of the run is part of a program's name."""
+    monkeypatch.setenv("IG_JAX_CACHE", str(tmp_path / "cache"))
+    first = toy.run(*command(tmp_path / "a", "--config.run.steps=4"))
     assert first.returncode == 0, first.stderr
-    kept = {path.name for path in (tmp_path / "compilations").iterdir()}
-    assert {"jit_sharded", "jit_digest"} <= {name.split("-")[0] for name in kept}  # however quickly it compiled
-    losses = metrics(tmp_path)
-    for name in ("checkpoints", "metrics.jsonl"):
-        (tmp_path / name).rename(tmp_path / f"first_{name}")
-    second = toy.run(*command(tmp_path, "--config.run.steps=4"))
+    made = starts(tmp_path / "a", "ready")[0]
+    assert made["cached"] == 0 < made["compiled"] and not made["step_cached"] and "step compiled in" in first.stdout
+    kept = {path.name.split("-")[0] for path in (tmp_path / "cache" / "compilations").iterdir()}
+    assert {"jit_sharded", "jit_digest"} <= kept  # however quickly it compiled
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    monkeypatch.setenv("IG_JAX_CACHE", str(tmp_path / "moved"))
+    # The settings of the other run; nothing else says what to train.
+    second = toy.run("ig_jax.train", f"--config={tmp_path / 'a'}", f"--workdir={tmp_path / 'b'}")
     assert second.returncode == 0, second.stderr
-    assert {path.name for path in (tmp_path / "compilations").iterdir() if path.name.endswith("-cache")} <= kept
-    assert metrics(tmp_path) == losses
+    made = starts(tmp_path / "b", "ready")[0]
+    assert made["compiled"] == 0 < made["cached"] and made["step_cached"] and "step from the cache in" in second.stdout
+    assert metrics(tmp_path / "b") == metrics(tmp_path / "a")
+
+
+def test_the_programs_used_last_are_kept_up_to_a_size(tmp_path):
+    for number, name in enumerate(("old", "used", "new")):
+        (tmp_path / f"{name}-cache").write_bytes(b"x" * 10)
+        os.utime(tmp_path / f"{name}-cache", (2 if name == "used" else 0, number))
+    trim(tmp_path, 25)
+    assert {path.name for path in tmp_path.iterdir()} == {"used-cache", "new-cache"}
 
 
 def test_a_second_launch_on_a_live_workdir_is_refused(tmp_path):
@@ -246,7 +267,7 @@ def test_other_data_are_refused_on_resume(uninterrupted):
 
 def test_restored_weights_are_the_average_of_the_run(uninterrupted):
     model = pretrained.load(uninterrupted[0])
-    assert (model.step, model.ema, model.experiment.run.steps) == (STEPS, "0.999", STEPS)
+    assert (model.step, model.ema, model.config["run"]["steps"]) == (STEPS, "0.999", STEPS)
     assert all(array.dtype == "float32" for array in jax.tree.leaves(model.params))
 
 
@@ -256,6 +277,15 @@ def resumed(workdir, capsys, **changed):
     state = two_steps(workdir, **changed)
     lines = capsys.readouterr().out.splitlines()
     return state, [line.removeprefix("changed").strip() for line in lines if line.startswith("changed")]
+
+
+def edit_settings(workdir, step, *edits):
+    """Change the settings stored with a step, as another version may have written them."""
+    path = workdir / "checkpoints" / str(step) / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    for edit in edits:
+        edit(meta["config"])
+    path.write_text(json.dumps(meta))
 
 
 def test_what_a_resumed_run_learns_differently_is_printed(tmp_path, capsys):
@@ -272,8 +302,15 @@ def test_what_a_resumed_run_learns_differently_is_printed(tmp_path, capsys):
     ]
     assert set(state.ema) == {"0.999", "0.9"} and int(state.opt_state[1][0].count) == 4
     assert jax.tree.structure(moments) == jax.tree.structure(state.opt_state)
+    edit_settings(
+        tmp_path, 4, lambda stored: stored["loss"].pop("weighting"), lambda stored: stored["run"].update(no=1)
+    )
     _, lines = resumed(tmp_path, capsys, **more | {"run.steps": 5, "optimizer.clip_norm": 0.0, "mesh.fsdp": 2})
     assert "optimizer.clip_norm 1.0 -> 0.0" in lines and not any("mesh" in line for line in lines)
+    history = [(start["step"], start["changed"]) for start in starts(tmp_path)]
+    assert [step for step, _ in history] == [0, 2, 4] and history[0][1] == {}
+    assert history[1][1]["loss.label_drop"] == [0.1, 0.2] and history[2][1]["mesh.fsdp"] == [1, 2]
+    assert list(metrics(tmp_path)) == [1, 2, 3, 4, 5]
 
 
 def test_every_setting_is_in_the_table_of_a_resume():

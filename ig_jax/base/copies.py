@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ig_jax.base.buckets import is_remote, unreachable
 from ig_jax.base.errors import UserError, check
-from ig_jax.base.files import free_bytes, lock, user_path, writing
+from ig_jax.base.files import cache_folder, free_bytes, lock, user_path, writing
 
 AT_ONCE = 8  # objects fetched
 
@@ -28,7 +28,7 @@ def local_copy(text: str | os.PathLike, name: str = "path") -> Path:
         return path
     import fsspec  # late: only buckets need it
 
-    cache = Path(os.environ.get("IG_JAX_CACHE") or "~/.cache/ig_jax").expanduser() / str(path).partition("://")[0]
+    cache = cache_folder() / str(path).partition("://")[0]
     system, root = fsspec.core.url_to_fs(str(path))
     note = (cache / root).with_name(f".{path.name}.versions")
     with writing(note):
