@@ -2,6 +2,7 @@
 
   python -m ig_jax.convert --from=SiT-XL-2.pt --out=runs/sit-xl       .pt, .pth or .safetensors -> checkpoint
   python -m ig_jax.convert --to=sit-xl.pt --checkpoint=runs/sit-xl    checkpoint -> .pt, .pth or .safetensors
+  python -m ig_jax.convert --thin=runs/digits [--out=runs/small]      removes what only training needs
 
 Knows SiT, DiT and LightningDiT, with or without an intermediate head, and the SD-VAE and VA-VAE autoencoders,
 by the names and shapes of their tensors, and the InceptionV3 of FID for `evaluate` (pytorch-fid's .pth, TensorFlow's
@@ -21,7 +22,7 @@ from absl import flags
 from ig_jax.base import cli
 from ig_jax.base.buckets import is_remote
 from ig_jax.base.errors import UserError, check
-from ig_jax.base.files import atomic_directory, file_size, user_path
+from ig_jax.base.files import atomic_directory, file_size, local_path, user_path
 from ig_jax.interop import hub
 from ig_jax.weightfiles.files import open_weights
 from ig_jax.weightfiles.sets import choose, holds
@@ -44,17 +45,21 @@ INPUT_SIZE = _count("input_size", 0, "Latent pixels along an edge where nothing 
 LATENT_STATS = _text("latent_stats", "", "latents_stats.pt, the mean and std of each channel of VA-VAE latents.")
 NAME = _text("name", "", "Name of the experiment; by default that of the file.")
 TO = _text("to", None, "New .pt, .pth or .safetensors file to export to; a folder for diffusers' pipeline.")
+THIN = _text("thin", None, "Work directory, or one of its steps, to keep no more of than sampling needs; --out copies.")
 CHECKPOINT = _text("checkpoint", None, "Work directory, one of its steps, or autoencoder directory to export.")
 EMA = _text("ema", "", "EMA to export, by its decay; by default the first.")
 
 
 def main() -> None:
-    files, usage = (FROM.value, TO.value), "--from=FILE --out=DIR imports, --to=FILE --checkpoint=DIR exports"
-    check(bool(files[0]) != bool(files[1]), "(--from, --to)", files, "one file, not none or two", usage)
+    given = (FROM.value, TO.value, THIN.value)
+    usage = "--from=FILE --out=DIR imports, --to=FILE --checkpoint=DIR exports, --thin=RUN thins"
+    check(len(list(filter(None, given))) == 1, "(--from, --to, --thin)", given, "one of them", usage)
     for flag in (NUM_HEADS, INTER_DEPTH, INPUT_SIZE):
         check(flag.value >= 0, f"--{flag.name}", flag.value, "at least 1")
     if FROM.value:
         import_file(FROM.value, path_of(OUT))
+    elif THIN.value:
+        thin(THIN.value)
     else:
         export_file(path_of(TO), path_of(CHECKPOINT))
 
@@ -134,6 +139,24 @@ def export_file(file: Path, checkpoint: Path) -> None:
     form = exporting.published_form(checkpoint, EMA.value)
     form.write(file)
     print(f"wrote {file}: {len(form.tensors)} tensors, {file_size(file) / 1e6:,.1f} MB")
+
+
+def thin(run: str) -> None:
+    """Remove from a run, or leave out of a copy of its newest step, what only training needs."""
+    from ig_jax.checkpoints import thinning  # late, as above
+    from ig_jax.training.workdir import Lease
+
+    out = local_path(OUT.value, "--out") if OUT.value else None
+    with contextlib.ExitStack() as stack:
+        if out:
+            check_new(out)
+        elif (local_path(run, "--thin") / "checkpoints").is_dir():  # of a run that goes on
+            stack.enter_context(Lease(local_path(run, "--thin")))
+        removed, left = thinning.thin(run, out)
+    print(
+        f"{out or run}: {removed / 1e6:,.1f} MB {'left out' if out else 'removed'}, {left / 1e6:,.1f} MB there. It "
+        "samples as before; training cannot go on from it, but another run can start: --config.init.checkpoint"
+    )
 
 
 def check_new(out: Path) -> None:

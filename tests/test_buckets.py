@@ -20,6 +20,7 @@ from ig_jax.data import shards
 from ig_jax.models import autoencoder
 from ig_jax.models.autoencoder import AutoencoderConfig
 from ig_jax.training.loop import train
+from ig_jax.training.workdir import read_metrics
 
 PHOTOGRAPHS = Path(__file__).parent / "golden" / "photographs"
 
@@ -120,7 +121,7 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder(google, tmp_path, capsys):
     train(experiment(f"{google}/repa", 3), run)
     train(experiment(LATENTS / "repa", 3), str(tmp_path / "run"))
     assert "cannot be locked" in capsys.readouterr().err
-    lines, local = toy.metrics(files.user_path(run)), toy.metrics(tmp_path / "run")
+    lines, local = read_metrics(files.user_path(run)), read_metrics(tmp_path / "run")
     assert [line["loss/total"] for line in lines] == [line["loss/total"] for line in local]
     given = dict(num=2, batch_size=2, seed=3, steps=2, save="latents", cfg_scale=1, ig_scale=1)
     command(sample, checkpoint=run, out=f"{google}/samples", **given)

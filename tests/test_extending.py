@@ -31,6 +31,7 @@ from ig_jax.diffusion.integration import FixedGrid, Row, option, register
 from ig_jax.generation import flags as recipe_flags
 from ig_jax.generation import pretrained
 from ig_jax.training.loop import train
+from ig_jax.training.workdir import read_metrics
 
 MOST_FILES = {"solver with an option": 1, "loss term": 2, "guidance rule": 2, "data format": 2, "family": 3}
 
@@ -272,7 +273,7 @@ def test_a_loss_term_and_a_checkpoint_from_before_it(checkpoint, tmp_path):
     copy = edited(tmp_path / "copy", "loss term")
     small = toy.flags(**{"run.steps": 2, "loss.gap_weight": 0.25})
     run_in(copy, "ig_jax.train", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", *small)
-    lines = toy.metrics(tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
     terms = {name: value for name, value in lines[-1].items() if name.startswith("loss/")}
     total = terms["loss/final"] + 0.5 * terms["loss/intermediate"] + 0.25 * terms["loss/gap"]
     assert terms["loss/gap"] > 0 and terms["loss/total"] == pytest.approx(total, rel=1e-6)

@@ -10,6 +10,8 @@ import pytest
 import toy
 from PIL import Image
 
+from ig_jax.training.workdir import read_metrics
+
 spec = importlib.util.spec_from_file_location("mini_imagenet", toy.ROOT / "launch" / "mini_imagenet.py")
 mini = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(mini)
@@ -46,7 +48,7 @@ def command(module: str, **given) -> None:
 
 
 def losses(workdir: Path) -> list[float]:
-    found = toy.metrics(workdir)
+    found = read_metrics(workdir)
     return [entry["loss/total"] for entry in found if "loss/total" in entry]
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -162,11 +161,6 @@ def environment(devices: int = 1) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "true",
     }
-
-
-def metrics(workdir: Path) -> list[dict]:
-    """The lines of metrics.jsonl about steps, without those about starts."""
-    return [line for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if "step" in line]
 
 
 def replace(config, **changes):

@@ -7,16 +7,19 @@ is reported and the one before it restored; a run that continues from there move
 workdir/checkpoints/damaged/.
 """
 
+import dataclasses
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from ig_jax.base.buckets import is_remote
@@ -36,8 +39,8 @@ _TRASH = "trash"  # Orbax deletes file by file; renaming first keeps a half-dele
 _PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
-def find(directory: str | os.PathLike) -> tuple[Path, int | None]:
-    """(checkpoint directory, step or None for the newest) from a workdir, its checkpoints/, or one step.
+def find(directory: str | os.PathLike) -> tuple[Path, Path | None]:
+    """(checkpoint directory, folder of one step or None for the newest) from a workdir, its checkpoints/, or one step.
 
     Raises: UserError when there is no such directory.
     """
@@ -45,9 +48,7 @@ def find(directory: str | os.PathLike) -> tuple[Path, int | None]:
     check(path.is_dir(), "checkpoint", str(directory), "an existing directory", "give the --workdir of a run")
     if (path / "checkpoints").is_dir():
         return path / "checkpoints", None
-    if path.name.isdigit() and (path / "meta").is_dir():
-        return path.parent, int(path.name)
-    return path, None
+    return (path.parent, path) if (path / "meta").is_dir() else (path, None)
 
 
 def open_newest(
@@ -57,9 +58,9 @@ def open_newest(
 
     Raises: UserError for a missing, empty or damaged checkpoint.
     """
-    directory, step = find(checkpoint)
-    with Checkpoints(directory, read_only=True) as reader:
-        found = reader.restore_newest(wanted, step, as_readers=as_readers)
+    directory, only = find(checkpoint)
+    with Checkpoints(directory, read_only=True, only=only) as reader:
+        found = reader.restore_newest(wanted, as_readers=as_readers)
     if found is None:
         expected = "a directory that holds a saved step"
         raise UserError(name="checkpoint", value=str(checkpoint), expected=expected, fix="give the --workdir of a run")
@@ -72,6 +73,41 @@ def stored_meta(checkpoint: str | os.PathLike) -> dict:
     Raises: UserError for a missing, empty or damaged checkpoint.
     """
     return open_newest(checkpoint, lambda meta: {})[1]
+
+
+def stored_arrays(meta: dict, items: Iterable[str]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """All arrays of these items of a step, as `open_newest` is asked for them, each on one device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {
+        item: {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+            for name, (shape, dtype, _) in meta["arrays"][item].items()
+        }
+        for item in items
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named(ocp.path.step.NameFormat):
+    """The folder of one step, whatever its name."""
+
+    path: Path
+
+    def build_name(self, step: int) -> str:
+        return self.path.name
+
+    def find_step(self, base_path: Any, step: int) -> ocp.path.step.Metadata:
+        return ocp.path.step.Metadata(step=step, path=epath.Path(self.path))
+
+    def find_all(self, base_path: Any) -> Iterator[ocp.path.step.Metadata]:
+        yield self.find_step(base_path, self.number())
+
+    def number(self) -> int:
+        """The step; where that cannot be read, that of the name."""
+        try:
+            return int(json.loads((self.path / "meta" / "metadata").read_text())["step"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return int(self.path.name) if self.path.name.isdigit() else 0
 
 
 class Damaged(UserError):
@@ -94,15 +130,24 @@ def _damaged(step: int, what: str) -> Damaged:
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager, which waits for an unfinished save."""
+    """The checkpoints of a run, or `only` one folder of them; a context manager, which waits for an unfinished save."""
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep: int | None = None,
+        read_only: bool = False,
+        only: Path | None = None,
+    ):
         self.directory = run_path(directory, "checkpoint")
+        self._only = _Named(only) if only else None
         remote = is_remote(self.directory)
         self._read_only = read_only
         self._empty_trash()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
+            step_name_format=self._only,
             todelete_subdir=None if read_only or remote else _TRASH,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
@@ -138,6 +183,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Committed steps, newest first; files, links and empty directories named like one are left out."""
+        if self._only:
+            return [self._only.number()]
         listed = (step for step in self._manager.all_steps() if self._is_whole(self.directory / str(step)))
         return sorted(listed, reverse=True)
 
@@ -185,12 +232,11 @@ class Checkpoints:
     def restore_newest(
         self,
         wanted: Callable[[dict], Items],
-        step: int | None = None,
         *,
         as_readers: bool = False,
         before_reading: Callable[[dict], None] = lambda meta: None,
     ) -> tuple[dict[str, Any], dict] | None:
-        """(items, meta) of `step`, or of the newest whole step; None where nothing was ever saved.
+        """(items, meta) of the newest whole step; None where nothing was ever saved.
 
         `wanted(meta)` gives the shapes, dtypes and shardings of the items to read; others are not read.
         as_readers: return for each array of an item {name: array} a function that reads it from the disk; all are
@@ -199,7 +245,7 @@ class Checkpoints:
         Raises: UserError when steps exist but all are damaged, or when shapes or dtypes differ.
         """
         damage: list[str] = []
-        for candidate in self.steps() if step is None else [step]:
+        for candidate in self.steps():
             try:
                 meta = self._meta(candidate)
                 layout = wanted(meta)
@@ -254,7 +300,7 @@ class Checkpoints:
             placed = ocp.checkpoint_utils.construct_restore_args(want)
             args = ocp.args.PyTreeRestore(item=want, restore_args=placed, partial_restore=True)
             try:
-                tree = reader.restore(self.directory / str(step) / item, args=args)
+                tree = reader.restore((self._only.path if self._only else self.directory / str(step)) / item, args=args)
             except Exception as error:  # as in _meta
                 raise _unreadable(step, error) from error
             _check_digests(step, item, tree, meta)
@@ -307,7 +353,8 @@ def _check_digests(step: int, item: str, tree, meta: dict) -> None:
 
 def _check_arrays(item: str, want, stored: dict) -> None:
     """Raise UserError naming the first array that differs between the layout asked for and the stored one."""
-    check(item in stored, "checkpoint item", item, f"one of {', '.join(stored)}, which it holds")
+    fix = "a converted or thinned one can be sampled, and start another run by --config.init.checkpoint"
+    check(item in stored, "checkpoint item", item, f"one of {', '.join(stored)}, which it holds", fix)
     wanted = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaf_names(want).items()}
     for name in sorted(wanted.keys() | stored[item].keys()):
         found, needed = stored[item].get(name, [None, None])[:2], wanted.get(name, [None, None])

@@ -140,15 +140,7 @@ def _open(checkpoint: Path, ema: str) -> tuple[dict, dict, dict]:
         names = stored.network(meta, checkpoint).ema.names
         check(ema in ("", *names), "--ema", ema, f"one of {', '.join(names)}, the averages in {checkpoint}")
         item = f"ema_{ema or names[0]}"
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return {
-            name: {
-                leaf: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
-                for leaf, (shape, dtype, _) in meta["arrays"][name].items()
-            }
-            for name in (item, BUFFERS)
-            if name in meta["arrays"]
-        }
+        return ckpt.stored_arrays(meta, (name for name in (item, BUFFERS) if name in meta["arrays"]))
 
     items, meta = ckpt.open_newest(checkpoint, wanted, as_readers=True)
     return items[item], items.get(BUFFERS, {}), meta

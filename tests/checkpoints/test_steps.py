@@ -20,6 +20,7 @@ from refusal import refused
 
 from ig_jax.base.errors import UserError
 from ig_jax.checkpoints import steps as ckpt
+from ig_jax.checkpoints import thinning
 from ig_jax.checkpoints.digests import collect_abandoned, first_line, one_report
 from ig_jax.generation import pretrained
 from ig_jax.optim.optimizer import make_optimizer
@@ -355,5 +356,29 @@ def test_an_ema_that_is_not_there_is_an_error(saved):
         pretrained.load(saved, ema="0.5")
 
 
-def test_a_step_can_be_named(saved):
-    assert pretrained.load(saved / "checkpoints" / "1").step == 1
+def test_a_step_can_be_named_and_renamed(copy):
+    assert pretrained.load(copy / "checkpoints" / "1").step == 1
+    for name in ("best", "7"):
+        (copy / "checkpoints" / "1").rename(copy / name)
+        model = pretrained.load(copy / name)
+        assert model.step == 1 and (model.params["pos_embed"] == make_state(1).ema["0.999"]["pos_embed"]).all()
+        (copy / name).rename(copy / "checkpoints" / "1")
+
+
+@pytest.mark.parametrize("out", [None, "small"])
+def test_a_thinned_run_samples_as_before_and_says_that_it_cannot_be_trained(copy, tmp_path, out):
+    """Sizes add up; what a kill leaves between the list of arrays and their files, the next call removes."""
+    size = lambda folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    before, path = pretrained.load(copy), tmp_path / (out or "copy")
+    whole = size(copy)
+    removed, left = thinning.thin(copy, tmp_path / out if out else None)
+    model = pretrained.load(path)
+    assert (model.step, model.digest) == (before.step, before.digest) and left == size(path) < whole / 2
+    if out:
+        assert size(copy) == whole and int(read(copy, make_mesh()).step) == 2
+    else:
+        assert abs(whole - removed - left) < 50_000  # the lists are shorter
+        shutil.copytree(path / "checkpoints" / "1" / "ema_0.999", path / "checkpoints" / "1" / "params")
+        assert thinning.thin(path)[0] > 0 == thinning.thin(path)[0]
+    with refused("checkpoint item", "params", fix="--config.init.checkpoint"):
+        read(path, make_mesh())

@@ -10,6 +10,7 @@ from ig_jax.base.errors import Diverged
 from ig_jax.training import guard, hooks, step
 from ig_jax.training.guard import Guard
 from ig_jax.training.loop import train
+from ig_jax.training.workdir import read_metrics
 
 FINITE = {"a": 1.0, "b": 2.0}
 
@@ -69,7 +70,7 @@ def test_a_bad_step_changes_nothing_but_its_number(tmp_path, poison, capsys):
     assert not np.array_equal(seen[2][0]["final_head.linear.kernel"], seen[3][0]["final_head.linear.kernel"])
     assert int(state.step) == 5 and int(state.opt_state[1][0].count) == 4
     assert "at step 3 not finite" in capsys.readouterr().err
-    lines = toy.metrics(tmp_path)
+    lines = read_metrics(tmp_path)
     assert ["loss/total" in line for line in lines] == [True, True, False, True, True]
 
 

@@ -13,6 +13,7 @@ import pytest
 import toy
 
 from ig_jax.base.errors import BUG, PEER_FAILED, RESUMABLE
+from ig_jax.training.workdir import read_metrics
 
 SLOW = pytest.mark.skipif(os.environ.get("IG_JAX_SLOW") != "1", reason="IG_JAX_SLOW=1 runs the long ones")
 FLAGS = ["--config=configs/digits.py", *toy.flags(**{"run.steps": 8, "run.checkpoint_every": 5})]
@@ -63,7 +64,7 @@ class Two:
 
 
 def losses(workdir):
-    return [line["loss/total"] for line in toy.metrics(workdir)]
+    return [line["loss/total"] for line in read_metrics(workdir)]
 
 
 def digests(workdir, step):

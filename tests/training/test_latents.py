@@ -16,6 +16,7 @@ from ig_jax.config.experiment import Experiment
 from ig_jax.data.formats.ldit import read_scaling
 from ig_jax.models.latents import SD_VAE_SCALING, LatentScaling
 from ig_jax.training.loop import train
+from ig_jax.training.workdir import read_metrics
 
 
 def experiment(config, folder, steps=2, **changes):
@@ -31,7 +32,7 @@ def experiment(config, folder, steps=2, **changes):
 
 
 def losses(workdir):
-    return [line["loss/total"] for line in toy.metrics(workdir)]
+    return [line["loss/total"] for line in read_metrics(workdir)]
 
 
 def test_a_folder_of_repa_trains_and_its_checkpoint_says_what_it_was_trained_on(tmp_path, capfd):
