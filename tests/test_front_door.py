@@ -18,6 +18,7 @@ from refusal import refused
 
 import ig_jax
 from ig_jax.checkpoints import steps as checkpoints
+from ig_jax.config.experiment import Experiment
 from ig_jax.diffusion import paths
 from ig_jax.diffusion.solvers import SOLVERS
 from ig_jax.models import dit
@@ -180,8 +181,8 @@ def records(hint) -> list[type]:
 
 
 def test_every_field_that_a_user_can_reach_has_words():
-    """From what `import ig_jax` gives over the types of fields and the results of methods."""
-    todo, found = [*(getattr(ig_jax, name) for name in ig_jax.__all__), *SOLVERS.values()], {}
+    """From what `import ig_jax` gives, and a config, over the types of fields and the results of methods."""
+    todo, found = [*(getattr(ig_jax, name) for name in ig_jax.__all__), *SOLVERS.values(), Experiment], {}
     while todo:
         for cls in records(todo.pop()):
             if cls not in found:
