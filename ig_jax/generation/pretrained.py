@@ -388,7 +388,8 @@ def load(
     check(weights == "ema" or not ema, "ema", ema, f"left out with weights={RAW!r}")
     mesh = make_mesh() if mesh is None else mesh
     model = _load(checkpoint, RAW if weights == RAW else ema, mesh)
-    given = model.experiment.run.autoencoder if autoencoder is None and model.encoder else autoencoder
+    own = model.config.get("run", {}).get("autoencoder", "")
+    given = own if autoencoder is None and model.encoder else autoencoder
     if given and (autoencoder or local_path(given, "autoencoder").is_dir()):
         found = decode.load_autoencoder(given, model.experiment.latents)
         expected = f"the one that encoded its images in training, {model.encoder[:12]}"
