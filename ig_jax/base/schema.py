@@ -60,9 +60,10 @@ def unread(cls: type, values: dict[str, Any], prefix: str = "") -> list[str]:
         hint, name = hints.get(key), f"{prefix}{key}"
         if hint is None:
             found.append(name)
-        elif isinstance(value, dict) and not hasattr(hint, "of"):
+        choices = typing.get_args(hint) or (hint,)
+        if isinstance(value, dict) and all(map(dataclasses.is_dataclass, choices)) and not hasattr(hint, "of"):
             with contextlib.suppress(UserError):  # of a section without the name of one, which `bind` reports
-                chosen = _named(typing.get_args(hint), value, name) if isinstance(hint, types.UnionType) else hint
+                chosen: Any = _named(choices, value, name) if len(choices) > 1 else hint
                 found += unread(chosen, value, f"{name}.")
     return found
 

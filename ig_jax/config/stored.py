@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from ig_jax.base.errors import UserError
+from ig_jax.base.errors import UserError, check
 from ig_jax.base.files import run_path
 from ig_jax.base.schema import bind, unread
 from ig_jax.config.experiment import Experiment, Trained
@@ -77,6 +77,7 @@ def of_run(place: str | os.PathLike) -> dict[str, Any] | None:
         if not any((path / name).is_dir() for name in ("checkpoints", "meta")) and path.name != "checkpoints":
             return None
         return of_checkpoint(path)
+    check(isinstance(sections, dict), "--config", str(place), f"a run, with its settings in {FILE}")
     return _for_a_run(sections, place)
 
 
