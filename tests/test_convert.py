@@ -223,7 +223,7 @@ def test_va_vae_latents_need_their_statistics(tmp_path, capsys):
 def test_a_converted_network_trains_on_what_its_config_trains_on(monkeypatch, name, arg):
     wanted = toy.load_config(name, arg).to_dict()
     model, family = dit.DiTConfig(**wanted["model"]), name.partition("_")[0]
-    monkeypatch.setattr(importing, "_statistics", lambda file, channels: (np.zeros(channels), np.ones(channels)))
+    monkeypatch.setattr(importing, "channel_statistics", lambda file, channels: (np.zeros(channels), np.ones(channels)))
     latents = importing.latent_scaling(model, "stats.pt" if family == "lightningdit" else "")
     made = importing.experiment(Choices("ema", "", 0, 0, "", "mine"), family, model, latents, FileSettings(step=7))
     assert latents.name == wanted["latents"]["name"]

@@ -63,15 +63,15 @@ def copy(source: Source, folder: Folder, split: str, shard_size: int) -> str:
     if not processes.is_first():
         return ""
     with waiting(f"reading {len(folder.files)} shards back"):
-        stored = contents(folder, layout, names, source.labels, len(spec.class_names))
-    check(len(stored.rows) == len(source), "--out", str(folder.path), "shards of every record", "remove it")
+        fields, rows = contents(folder, layout, names, source.labels, len(spec.class_names))
+    check(len(rows) == len(source), "--out", str(folder.path), "shards of every record", "remove it")
     scaling = spec.scaling
     if scaling.name == UNSTATED:
-        scaling = conventional(autoencoder_name(channels), stored.card["channel_mean"], stored.card["channel_std"])
-    histogram = stored.card["class_histogram"]
+        scaling = conventional(autoencoder_name(channels), fields["channel_mean"], fields["channel_std"])
+    histogram = fields["class_histogram"]
     class_names = spec.class_names or tuple(map(str, range(len(histogram))))
     card = shards.Card(
-        **stored.card,
+        **fields,
         autoencoder={"name": scaling.name, "digest": "", "factor": 0},
         input_range=(0.0, 1.0) if scaling.uint8_rule == "unit" else (-1.0, 1.0),
         stage=spec.holds,

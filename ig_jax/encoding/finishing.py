@@ -85,17 +85,12 @@ def summarise(path: Path, layout: shards.RecordLayout, expected: Iterable[tuple[
     return Summary(len(rows), shards.sha256(path), sums, labels, rows)
 
 
-class Contents(NamedTuple):
-    """What all shards hold: the fields of their card, and the rows of the source that are there."""
-
-    card: dict
-    rows: np.ndarray
-
-
 def contents(
     folder: Folder, layout: shards.RecordLayout, names: Sequence[str], labels: np.ndarray | None, classes: int
-) -> Contents:
-    """Read all shards back; `names` and `labels`, if known, are those of the source.
+) -> tuple[dict, np.ndarray]:
+    """(fields of the card, rows of the source that are there) of all shards, read back.
+
+    names, labels (if known): of the source.
 
     Raises: UserError naming the shard that is wrong.
     """
@@ -123,18 +118,18 @@ def contents(
         shards={file.name: part.sha256 for file, part in zip(folder.files, parts)},
         versions=versions() | {"pillow": PIL.__version__, "array_record": version("array_record")},
     )
-    return Contents(card, np.concatenate([np.asarray(part.rows, np.int64) for part in parts]))
+    return card, np.concatenate([np.asarray(part.rows, np.int64) for part in parts])
 
 
 def check_and_describe(
     folder: Folder, images: Images, found: Autoencoder, settings: Settings, source: str
 ) -> shards.Card:
     """Check all shards of a folder and write its card.  Raises: UserError naming the shard that is wrong."""
-    stored = contents(folder, settings.layout(found), images.names, images.labels, len(images.synsets))
-    check(len(stored.rows) > 0, "--images", source, "images of which some can be decoded")
-    scaling = latents.conventional(found.name, stored.card["channel_mean"], stored.card["channel_std"])
+    fields, rows = contents(folder, settings.layout(found), images.names, images.labels, len(images.synsets))
+    check(len(rows) > 0, "--images", source, "images of which some can be decoded")
+    scaling = latents.conventional(found.name, fields["channel_mean"], fields["channel_std"])
     card = shards.Card(
-        **stored.card,
+        **fields,
         autoencoder={"name": found.name, "digest": found.digest, "factor": found.config.factor},
         input_range=(-1.0, 1.0),
         crop="centre",
@@ -146,7 +141,7 @@ def check_and_describe(
         synsets=images.synsets,
         scaling=scaling,
         shard_size=settings.shard_size,
-        broken=_broken(images, np.setdiff1d(np.arange(len(images)), stored.rows), folder),
+        broken=_broken(images, np.setdiff1d(np.arange(len(images)), rows), folder),
         source=source,
     )
     shards.write_card(folder.path, card)

@@ -31,8 +31,8 @@ from ig_jax.models import autoencoder, zoo
 from ig_jax.models.autoencoder import SD_VAE, VA_VAE, AutoencoderConfig
 from ig_jax.models.dit import DiTConfig
 from ig_jax.models.latents import SD_VAE_SCALING, LatentScaling, from_mean_std
-from ig_jax.weightfiles.files import LazyTensor, open_weights
-from ig_jax.weightfiles.sets import choose
+from ig_jax.weightfiles.files import LazyTensor
+from ig_jax.weightfiles.sets import channel_statistics
 
 ARITHMETIC: dict[str, Any] = dict(dtype="float32", scan_blocks=False, remat="none")  # that of the published numbers
 EMA_DECAY = 0.9999  # of every published average: update_ema of SiT, DiT, LightningDiT and the IG release
@@ -204,7 +204,7 @@ def latent_scaling(model: DiTConfig, stats: str, multiplier: float = 1.0) -> Lat
     """
     channels = model.channels
     if stats:
-        mean, std = _statistics(stats, channels)
+        mean, std = channel_statistics(hub.located(stats, "--latent_stats")[0], channels)
         return from_mean_std(f"va_vae_f{VA_VAE.factor}d{channels}", mean, std / multiplier, "half")
     if channels == SD_VAE.latent_channels:
         return SD_VAE_SCALING
@@ -213,17 +213,6 @@ def latent_scaling(model: DiTConfig, stats: str, multiplier: float = 1.0) -> Lat
         fix = f"give --latent_stats=latents_stats.pt, or {VA_VAE_STATS}"
         raise UserError(what, name="--latent_stats", value="", fix=fix)
     return LatentScaling("pixels", (0.0,) * channels, (1.0,) * channels, "half")
-
-
-def _statistics(file: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std of each latent channel, (C,) float64."""
-    with open_weights(hub.located(file, "--latent_stats")[0]) as weights:
-        tensors = choose(weights, "model").tensors
-        check(tensors.keys() >= {"mean", "std"}, f"{file} tensors", sorted(tensors)[:4], "mean and std")
-        sizes = tuple(math.prod(tensors[name].shape) for name in ("mean", "std"))
-        check(sizes == (channels, channels), f"{file} channels", sizes, f"{channels} each")
-        mean, std = (tensors[name].read().astype(np.float64).reshape(-1) for name in ("mean", "std"))
-        return mean, std
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
-from ig_jax.weightfiles.files import WeightFile
+import numpy as np
+
+from ig_jax.base.errors import damaged
+from ig_jax.weightfiles.files import WeightFile, open_weights
 from ig_jax.weightfiles.tensor_storage import OTHER_FILE, LazyTensor, Mark, shown
 
 # What wrappers of torch put before the names of a module: DistributedDataParallel, AveragedModel, torch.compile,
@@ -130,3 +134,17 @@ def _chosen(file: WeightFile, candidate: _Candidate, names: dict, others: list[_
         elif not inside and type(value) is LazyTensor and not key.startswith(prefixes):
             outside[key.split(".")[0]] = None
     return Chosen(tensors, candidate.label, _is_average(candidate.label), tuple(outside))
+
+
+def channel_statistics(file: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std (C,) float64 in a file such as VA-VAE's latents_stats.pt.  Raises: UserError for other latents."""
+    with open_weights(file) as weights:
+        tensors = choose(weights, "").tensors
+        if not {"mean", "std"} <= tensors.keys():
+            raise damaged(file, f"has {', '.join(sorted(tensors))}, not mean and std")
+        mean, std = (tensors[name].read().astype(np.float64).reshape(-1) for name in ("mean", "std"))
+    if not len(mean) == len(std) == channels:
+        raise damaged(file, f"has statistics of {len(mean)} and {len(std)} channels, the latents have {channels}")
+    for channel in np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std > 0))):
+        raise damaged(file, f"has mean {mean[channel]:g} and std {std[channel]:g} of channel {channel}")
+    return mean, std

@@ -82,7 +82,7 @@ def test_a_converted_checkpoint_stores_the_published_settings(monkeypatch, name,
     depth = wanted.model.inter_depth[0] if head else 0
     shapes = names_of_tensors.published_shapes(wanted.model)
     tensors = {key: LazyTensor(shape, np.dtype(np.float32), lambda: np.zeros(0)) for key, shape in shapes.items()}
-    monkeypatch.setattr(importing, "_statistics", lambda file, channels: (np.zeros(channels), np.ones(channels)))
+    monkeypatch.setattr(importing, "channel_statistics", lambda file, channels: (np.zeros(channels), np.ones(channels)))
     statistics = "latents_stats.pt" if family == "lightningdit" else ""
     choices = importing.Choices("ema", family, 0, depth, statistics, wanted.name)
     stored = importing.prepare(Path("file.pt"), {}, tensors, choices).experiment

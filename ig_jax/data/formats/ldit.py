@@ -22,7 +22,7 @@ from ig_jax.data.formats.registry import data_format
 from ig_jax.data.sources import Arrays, Source
 from ig_jax.models.latents import SD_VAE_SCALING, LatentScaling, autoencoder_name, from_mean_std
 from ig_jax.weightfiles.files import open_weights
-from ig_jax.weightfiles.sets import choose
+from ig_jax.weightfiles.sets import channel_statistics
 
 STATS = "latents_stats.pt"
 ARRAYS = {"latent": "latents", "latent_flip": "latents_flip"}  # of a batch -> of a file
@@ -143,15 +143,6 @@ def read_scaling(file: Path, channels: int) -> LatentScaling:
     if not file.is_file():
         fix = "copy it from where the shards were made, or name data.source=ldit-sd for latents that have none"
         raise damaged(file, "is missing: the mean and deviation of these latents", fix)
-    with open_weights(file) as weights:
-        tensors = choose(weights, "").tensors
-        if not {"mean", "std"} <= tensors.keys():
-            raise damaged(file, f"has {', '.join(sorted(tensors))}, not mean and std")
-        mean, std = (tensors[name].read().astype(np.float64).reshape(-1) for name in ("mean", "std"))
-    if not len(mean) == len(std) == channels:
-        raise damaged(file, f"has statistics of {len(mean)} and {len(std)} channels, the latents have {channels}")
-    bad = np.flatnonzero(~np.isfinite(mean) | ~np.isfinite(std) | (std <= 0))
-    if bad.size:
-        raise damaged(file, f"has mean {mean[bad[0]]:g} and std {std[bad[0]]:g} of channel {bad[0]}")
+    mean, std = channel_statistics(file, channels)
     name = autoencoder_name(channels)
     return from_mean_std(name, mean, std, SD_VAE_SCALING.uint8_rule if name == SD_VAE_SCALING.name else "half")

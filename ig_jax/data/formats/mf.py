@@ -98,11 +98,6 @@ class _Form:
         """The form of a file whose image is known; None for one in which the numbers cannot be told apart."""
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            directory, sums = archive.start_dir, {}
-        for info in entries.values():  # of the directory, whose entries lie in this order
-            name, extra, comment = struct.unpack_from("<3H", content, directory + 28)
-            sums[info] = slice(directory + 16, directory + 20)
-            directory += 46 + name + extra + comment
         places = {}
         for info in entries.values():
             start = info.header_offset + 30 + sum(struct.unpack_from("<2H", content, info.header_offset + 26))
@@ -122,7 +117,9 @@ class _Form:
             return None
         headers = [slice(info.header_offset + 26, info.header_offset + 30) for info in storages]
         fixed = [places[info] for name, info in entries.items() if name in ("data.pkl", "byteorder")]
-        checked = [(places[info], sums[info]) for info in storages]
+        # The last place of each sum is in the directory, which ends the file.
+        sums = [content.rfind(info.CRC.to_bytes(4, "little")) for info in storages]
+        checked = [(places[info], slice(at, at + 4)) for info, at in zip(storages, sums)]
         place, label = places[images[0]], places[labels[0]]
         return cls(content, [*fixed, *headers], place, label, checked, *matching[0], image.dtype)
 
