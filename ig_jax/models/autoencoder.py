@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ig_jax.base.errors import check
-from ig_jax.models import layers
+from ig_jax.models import cpu, layers
 from ig_jax.models.latents import from_uint8
 
 
@@ -87,6 +87,7 @@ class _Build:
 
     def conv(self, inputs: int, outputs: int, size: int, strides: int = 1, padding="SAME") -> nnx.Conv:
         shared: dict[str, Any] = dict(dtype=self.dtype, precision=self.precision, rngs=self.rngs)
+        shared["conv_general_dilated"] = cpu.convolution
         return nnx.Conv(inputs, outputs, (size, size), strides, padding=padding, **shared)
 
     def linear(self, inputs: int, outputs: int) -> nnx.Linear:

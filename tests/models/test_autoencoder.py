@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from refusal import refused
 
-from ig_jax.models import autoencoder, latents
+from ig_jax.models import autoencoder, cpu, latents
 from ig_jax.models.autoencoder import SD_VAE, VA_VAE, Autoencoder, AutoencoderConfig, by_chunks, from_params
 
 TINY = AutoencoderConfig(channels=(8, 16), layers=1, latent_channels=4, groups=4, attention_levels=(1,))
@@ -77,6 +77,17 @@ def test_sample():
     mean, std, noise = (jax.random.normal(jax.random.key(i), (2, 4, 4, 4)) for i in range(3))
     np.testing.assert_array_equal(latents.sample(mean, std, noise), mean + std * noise)
     np.testing.assert_array_equal(latents.sample(mean, std, jnp.zeros_like(mean)), mean)
+
+
+def test_a_convolution_on_a_cpu_in_bfloat16_is_the_plain_one():
+    a, b = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(a, (2, 16, 6, 64), jnp.bfloat16)
+    kernel = jax.random.normal(b, (3, 3, 64, 72), jnp.bfloat16)
+    options = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    plain = jax.lax.conv_general_dilated(x.astype(float), kernel.astype(float), (1, 1), "SAME", **options)
+    found = cpu.convolution(x, kernel, (1, 1), "SAME", **options)
+    assert found.dtype == x.dtype
+    np.testing.assert_allclose(found.astype(float), plain, rtol=2**-8, atol=1e-3)
 
 
 @pytest.mark.parametrize("batch, chunk", [(6, 2), (7, 3), (3, 8), (5, 1)])
