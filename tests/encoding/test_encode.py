@@ -173,15 +173,6 @@ def test_any_shards_may_be_missing_and_leftovers_are_removed(whole, directories,
     assert "nothing to do" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("source", ["archives/ILSVRC2012_img_train.tar", "archives", "."])
-def test_the_raw_tar_gives_the_bytes_of_the_class_folders(whole, directories, tmp_path, source):
-    run(tmp_path / "latents", directories / "sd", PHOTOGRAPHS / source)
-    found, expected = contents(tmp_path / "latents"), contents(whole)
-    assert [found[f"latents-train.array_record-0000{i}-of-00003"] for i in range(3)] == [
-        expected[f"latents-train.array_record-0000{i}-of-00003"] for i in range(3)
-    ]
-
-
 def test_webdataset_and_parquet_give_the_same_latents(whole, directories, tmp_path):
     expected = {Path(name).stem: arrays for name, (arrays, _) in records(whole).items()}
     for source, count in (("archives/imagenet1k-train-0000.tar", 5), ("archives/hf", 6)):
