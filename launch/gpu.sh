@@ -62,5 +62,5 @@ for part in "${@:-${parts[@]}}"; do
     *) echo "usage: launch/gpu.sh [part ...], of ${parts[*]}" >&2; exit 2 ;;
   esac
 done
-echo; echo "$(wc -l < "$results") records in $results; failed: ${failed[*]:-none}"
+echo; echo "lines in $results: $(wc -l < "$results"); failed: ${failed[*]:-none}"
 [ ${#failed[@]} -eq 0 ]

@@ -78,7 +78,7 @@ def test_the_benchmark_of_a_named_model_needs_no_more_and_its_driver_touches_no_
 for module in {BENCHMARK!r}: importlib.import_module(module)
 from ig_jax.benchmarking import cases, run
 made = cases.expanded(cases.published("SiT-XL/2"), {{"data.batch_size": [8, 16], "sample.cfg_scale": [1.0, 1.35]}})
-group = run.variants_of("sample", made[0], ["../before"], "")
+group = run.variants_of("sample", made[0], ["sh other"], "")
 run.results_of("sample", group[0])
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()

@@ -1,7 +1,4 @@
-"""Cases to measure: an experiment, with single settings changed, on a number of devices.
-
-An experiment comes from a published name or from a config file. Its data are not read.
-"""
+"""Cases to measure: an experiment, with single settings changed, on a number of devices; its data are not read."""
 
 import dataclasses
 import itertools
@@ -51,19 +48,13 @@ class Case:
 
 
 def published(name: str) -> Case:
-    """The case of a network such as "SiT-XL/2", trained and sampled as in its paper, with a batch of BATCH images.
-
-    Raises: UserError for a name of no published network.
-    """
+    """The case of a network such as "SiT-XL/2", trained and sampled as in its paper, with a batch of BATCH images."""
     sections = papers.settings(name)
     return Case(bind(Experiment, sections | {"name": name, "data": sections["data"] | {"batch_size": BATCH}}))
 
 
 def of_config(path: str) -> Case:
-    """The case of configs/NAME.py[:argument].
-
-    Raises: UserError for a file that cannot be loaded or an experiment that is not valid.
-    """
+    """The case of configs/NAME.py[:argument]."""
     from ig_jax.config.files import sections_of  # late: it needs ml_collections, a published name does not
 
     return Case(bind(Experiment, sections_of(path)))

@@ -21,16 +21,15 @@ class Kernels:
         self.case, self.report = Case.of(values), {"hardware": programs.hardware()}
 
     def run(self, calls: int) -> None:
-        """Nothing: `finish` times the kernels."""
+        pass  # `finish` times the kernels
 
     def finish(self) -> dict[str, Any]:
-        """Times, shares of the peak and errors of each kernel, as rows."""
         case, model = self.case, self.case.experiment.model
         peak = programs.matmul_rate(model.dtype)
         heads = (case.batch, model.side**2, model.num_heads, model.width // model.num_heads)
         rows = [_row(f"attention {name}", heads, peak, _attention, model.dtype, name) for name in CHOICES["attention"]]
         rows += [_row(f"dense {name}", shape, peak, _dense, model.dtype) for name, shape in block_shapes(case).items()]
-        return {"rows": rows}
+        return {"rows": rows, "peak": peak}
 
 
 def block_shapes(case: Case) -> dict[str, tuple[int, int, int]]:

@@ -1,8 +1,6 @@
 """The train step and the sampler of a case, as `train` and `sample` compile them, and the limits of this machine."""
 
 import dataclasses
-import functools
-import math
 import os
 import platform
 import re
@@ -43,20 +41,10 @@ def mesh_of(case: Case) -> Mesh:
     return mesh
 
 
-def nonzero_weights(model: dit.DiTConfig) -> dict[str, jax.Array]:
-    """Weights with a standard deviation of 0.02: new heads and gates are zero, and zeros can be faster.
-
-    They are hashes of the position (the finalizer of MurmurHash3), which compile faster than normal numbers.
-    """
-
-    def uniform(number: int, shape: tuple[int, ...]) -> jax.Array:
-        bits = jax.lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(0x9E3779B1) + jnp.uint32(number)
-        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-            bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
-        unit = (bits >> 8).astype(jnp.float32) / 2**24 - 0.5
-        return (0.02 * math.sqrt(12) * unit).reshape(shape)
-
-    return {name: uniform(number, leaf.shape) for number, (name, leaf) in enumerate(dit.shapes(model).items())}
+def nonzero_weights(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Weights with a standard deviation of 0.02: new heads and gates are zero, and zeros can be faster."""
+    keys = (jax.random.key(number, impl="rbg") for number in range(len(shapes)))  # it compiles faster than threefry
+    return {name: 0.02 * jax.random.normal(key, shapes[name].shape) for key, name in zip(keys, shapes)}
 
 
 def synthetic_batch(program: TrainProgram, case: Case) -> dict[str, Any]:
@@ -119,7 +107,7 @@ class Train(_Program):
         flops = cost.train_step_flops(e.model, self.case.batch, ema_forward=e.loss.ema_forward)
         fit = dataclasses.asdict(self.program.fit)
         self.compile(self.program.step, self.program.layout, self.batch, flops=flops, fit=fit)
-        self.state = born_sharded(lambda: self.program.new(nonzero_weights(e.model)), self.program.layout)
+        self.state = born_sharded(lambda: self.program.new(nonzero_weights(dit.shapes(e.model))), self.program.layout)
 
     def run(self, calls: int) -> None:
         for _ in range(calls):
@@ -127,7 +115,6 @@ class Train(_Program):
         jax.block_until_ready(self.metrics)
 
     def finish(self) -> dict[str, Any]:
-        """Memory, the last loss, and the limits of the device."""
         return {"loss": float(self.metrics["loss/total"]), **self.finished()}
 
 
@@ -137,9 +124,8 @@ class Sample(_Program):
     def __init__(self, values: dict[str, Any]):
         super().__init__(values)
         e, batch = self.case.experiment, self.case.batch
-        model, recipe = e.model, e.sample
-        place = tree_shardings(dit.shapes(model), self.mesh)
-        params = jax.jit(functools.partial(nonzero_weights, model), out_shardings=place)()
+        model, recipe, shapes = e.model, e.sample, dit.shapes(e.model)
+        params = jax.jit(lambda: nonzero_weights(shapes), out_shardings=tree_shardings(shapes, self.mesh))()
         count = np.arange(batch)
         indices, labels = (sampler.on_devices(n, batch_sharding(self.mesh)) for n in (count, count % model.num_classes))
         self.arguments: tuple[Any, ...] = (params, {}, np.uint32(e.seed), indices, labels, recipe.scales)
@@ -154,7 +140,6 @@ class Sample(_Program):
         jax.block_until_ready(self.latents)
 
     def finish(self) -> dict[str, Any]:
-        """Memory, whether all latents are finite, and the limits of the device."""
         return {"finite": bool(jnp.isfinite(self.latents).all()), **self.finished()}
 
 

@@ -5,21 +5,28 @@ import functools
 import itertools
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from ig_jax.base.errors import UserError
+from ig_jax.base.errors import UserError, check
 from ig_jax.base.files import append_lines, is_dir, local_path
 from ig_jax.base.progress import Progress
 from ig_jax.base.versions import versions
 from ig_jax.benchmarking.cases import Case
 from ig_jax.benchmarking.worker import SERVE, THIS, Turn, Variant, Worker, measure
+from ig_jax.generation.captions import guidance
 
 Result = dict[str, Any]
-PROGRAMS = {"train": "programs:Train", "sample": "programs:Sample", "kernels": "kernels:Kernels"}
+PROGRAMS = {
+    "train": "programs:Train",
+    "sample": "programs:Sample",
+    "encode": "programs:Encode",
+    "kernels": "kernels:Kernels",
+}
 DASH = "-"
 COLUMNS = {  # of the table: a heading, and how a result is written under it; DASH where it lacks a number
     "case": "{label}",
@@ -41,6 +48,15 @@ COLUMNS = {  # of the table: a heading, and how a result is written under it; DA
     "error": "{error:.1e}",
     "gradient": "{gradient_error:.1e}",
 }
+NOTES = {  # what a column holds, printed where the table has it
+    "evals": "forward passes for one image",
+    "images/s": "of the median time of a call, on all devices",
+    "ms (min-max)": "median, least and greatest time of a turn, of {turns}; CPU ms: of all threads together",
+    "of peak": "share of {peak}, which a large square product reaches on one device here",
+    "of sheet": "share of what the datasheet of the device says",
+    "GiB": "the most that one device held; on a CPU, that the process held",
+    "error": "largest difference to XLA's kernel in float32, as a share of the largest value; gradient: the same of it",
+}
 
 
 def run(
@@ -48,14 +64,12 @@ def run(
 ) -> None:
     """Measure the cases, print the table and append a JSON line for each program to the file `results`.
 
-    repeats: turns of each program; warmup: calls before the first; profile: directory for traces, "" for none; peers:
-    other checkouts, or commands that serve the same requests.
+    repeats: turns of each program; warmup: calls before the first; profile: directory for traces, "" for none.
     Raises: UserError for a case that is not possible, RuntimeError when one failed for another reason than memory;
     the others are measured first.
     """
     groups: dict[tuple, list[Variant]] = {}
-    everything: list[Result] = []
-    pairs: list[Result] = []
+    everything, pairs = list[Result](), list[Result]()
     with tempfile.TemporaryDirectory() as cache:
         for case in cases:
             groups.setdefault(case.group, []).extend(variants_of(command, case, peers, cache))
@@ -74,11 +88,11 @@ def run(
                     line["ratios"] = [pair for pair in found if pair["case"] == line["label"]]
                 append_lines(results, lines)
                 everything, pairs = everything + lines, pairs + found
-    print(table(everything))
+    print("\n".join([table(everything), *notes(command, cases, everything)]))
     for pair in pairs:
         wall, cpu = ("{median:.2f} ({low:.2f}-{high:.2f})".format(**pair[clock]) for clock in Turn._fields)
         print(f"time of {pair['case']} / {pair['peer']}: {wall}, CPU time {cpu}; in () of neighbouring turns")
-    print(f"{len(everything)} lines appended to {results}")
+    print(f"{len(everything)} {'line' if len(everything) == 1 else 'lines'} appended to {results}")
     for variant in itertools.chain(*groups.values()):
         if isinstance(variant.failure, UserError):
             raise variant.failure
@@ -96,6 +110,7 @@ def variants_of(command: str, case: Case, peers: list[str], cache: str) -> list[
     found = [Variant(case.label, case, functools.partial(Worker, request, cached))]
     for peer in peers:
         program, directory = (SERVE, local_path(peer, "--peer")) if is_dir(peer) else (shlex.split(peer), None)
+        check(shutil.which(program[0]) is not None, "--peer", program[0], "a checkout or a command of this machine")
         worker = functools.partial(Worker, request, variables, program, directory)
         found.append(Variant(f"{case.label} {peer}", case, worker, peer))
     return found
@@ -154,7 +169,8 @@ def results_of(command: str, variant: Variant) -> list[Result]:
         memory = not isinstance(variant.failure, UserError) and variant.failure.is_memory
         return [line | {"failure": "out of memory" if memory else str(variant.failure)}]
     if command == "kernels":
-        return [line | row | {"label": f"{variant.label} {row['kernel']}"} for row in extras["rows"]]
+        peak = {"peak": extras["peak"]}
+        return [line | peak | row | {"label": f"{variant.label} {row['kernel']}"} for row in extras["rows"]]
     line |= {name: extras[name] for name in ("peak_bytes", "loss", "finite") if name in extras}
     return [line | (_speed(variant) if variant.turns else {})]
 
@@ -172,6 +188,7 @@ def _speed(variant: Variant) -> Result:
         "cpu_ms": {key: 1e3 * value for key, value in cpu.items()},
         "turns": variant.turns,
         "tflops": rate / 1e12 if rate else None,
+        "peak": extras.get("peak"),
         "of_peak": share(extras.get("peak")),
         "of_datasheet": share(extras.get("datasheet")),
         "peak_gib": extras["peak_bytes"] / 2**30 if "peak_bytes" in extras else None,
@@ -190,12 +207,30 @@ def commit(framework: str) -> str | None:
 
 def table(lines: list[Result]) -> str:
     """The results in aligned columns, empty ones left out, and below them what failed."""
-    measured = [line for line in lines if "failure" not in line]
-    rows = [list(COLUMNS), *([_cell(form, line) for form in COLUMNS.values()] for line in measured)]
-    filled = [column for column in zip(*rows) if set(column[1:]) != {DASH}]
+    filled = _columns(lines)
     widths = [max(map(len, column)) for column in filled]
     aligned = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in zip(*filled)]
     return "\n".join(aligned + [f"{line['label']}: {line['failure']}" for line in lines if "failure" in line])
+
+
+def notes(command: str, cases: list[Case], lines: list[Result]) -> list[str]:
+    """What was sampled, and what the columns of the table mean."""
+    recipes = [(case.experiment.name, case.experiment.sample) for case in cases if command == "sample"]
+    sampled = [f"{name}: {r.solver.name}, {r.steps} steps, {guidance(r)}" for name, r in recipes]
+    peaks = {line["case"]["model"]["dtype"]: line["peak"] / 1e12 for line in lines if line.get("peak")}
+    facts = {
+        "peak": " or ".join(f"{peak:.3g} TFLOP/s in {dtype}" for dtype, peak in peaks.items()),
+        "turns": max((len(line.get("turns", ())) for line in lines), default=0),
+    }
+    heads = [head for column in _columns(lines) if (head := column[0].removesuffix(" forward")) in NOTES]
+    return [*dict.fromkeys(sampled), *(f"{head}: {NOTES[head].format(**facts)}" for head in heads)]
+
+
+def _columns(lines: list[Result]) -> list[tuple[str, ...]]:
+    """The columns that have numbers, each with its heading first."""
+    measured = [line for line in lines if "failure" not in line]
+    rows = [list(COLUMNS), *([_cell(form, line) for form in COLUMNS.values()] for line in measured)]
+    return [column for column in zip(*rows) if set(column[1:]) != {DASH}]
 
 
 def _cell(form: str, line: Result) -> str:

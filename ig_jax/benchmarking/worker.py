@@ -11,7 +11,6 @@ import json
 import math
 import os
 import pkgutil
-import shlex
 import sys
 import time
 import traceback
@@ -53,8 +52,7 @@ class Turn(NamedTuple):
 class Worker:
     """A process that serves one program; `report` is its first answer.
 
-    request: [what to make, "module:class", and its argument]; variables: changes of the environment; directory: of
-    another checkout, whose code it runs.
+    request: [what to make, "module:class", and its argument]; directory: of another checkout, whose code it runs.
     Raises: UserError from the program as it is, anything else as Failed.
     """
 
@@ -62,10 +60,7 @@ class Worker:
         self, request: list, variables: dict[str, str], command: list[str] = SERVE, directory: Path | None = None
     ):
         environment = os.environ | variables
-        try:
-            self._process = Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=directory, env=environment)
-        except OSError as error:
-            raise UserError(name="--peer", value=shlex.join(command), expected=f"a command ({error})") from error
+        self._process = Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=directory, env=environment)
         try:
             self.report: dict[str, Any] = self.ask(*request)
         except BaseException:

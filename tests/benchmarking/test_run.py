@@ -72,6 +72,13 @@ def test_the_table_is_aligned_and_leaves_out_empty_columns():
     assert "2,000.0 (1,000.0-4,000.0)" in rows[0] and "dots x2" in rows[0]
 
 
+def test_below_the_table_stand_the_recipe_and_what_its_columns_mean():
+    found = variant(case=bench_fakes.case(batch=64, steps=10))
+    text = "\n".join(run.notes("sample", [found.case, found.case], run.results_of("sample", found)))
+    assert text.count("SiT-XL/2: sde, 10 steps, IG 1.4 + CFG 1.35 on (0, 0.7]") == 1
+    assert "of peak: share of 8 TFLOP/s in float32" in text and "of a turn, of 3;" in text and "error: " not in text
+
+
 def test_ratios_have_both_clocks():
     ours = variant()
     peer = variant(turns=[Turn(2.0, 6.0), Turn(4.0, 8.0), Turn(8.0, 10.0)], framework="../before", case=ours.case)
@@ -85,13 +92,13 @@ def test_a_ratio_is_of_medians_and_its_spread_of_neighbours():
 
 def test_each_case_is_followed_by_its_peers_and_a_directory_is_a_checkout(tmp_path):
     case = bench_fakes.case()
-    made = run.variants_of("train", case, [str(tmp_path), "python other.py --compile"], "cache")
+    made = run.variants_of("train", case, [str(tmp_path), "sh other.py --compile"], "cache")
     assert [v.label for v in made] == [
         case.label,
         f"{case.label} {tmp_path}",
-        f"{case.label} python other.py --compile",
+        f"{case.label} sh other.py --compile",
     ]
-    assert [v.open.args[2:] for v in made] == [(), (run.SERVE, tmp_path), (["python", "other.py", "--compile"], None)]
+    assert [v.open.args[2:] for v in made] == [(), (run.SERVE, tmp_path), (["sh", "other.py", "--compile"], None)]
     assert cases.Case.of(json.loads(json.dumps(made[1].open.args[0][1]))) == case
 
 

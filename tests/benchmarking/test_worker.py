@@ -77,11 +77,6 @@ def test_a_worker_reports_why_it_failed():
     assert failure.value.is_memory
 
 
-def test_a_peer_that_is_no_command_is_refused():
-    with refused("--peer", "nowhere --fast", expected="a command"):
-        Worker(["bench_fakes:Runner", {}], {}, ["nowhere", "--fast"])
-
-
 def test_a_peer_is_another_checkout(tmp_path):
     """Its own code runs, and what it reads relative to it."""
     package = tmp_path / "ig_jax/benchmarking"
