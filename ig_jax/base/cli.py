@@ -6,6 +6,7 @@ import glob
 import importlib.util
 import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -88,6 +89,10 @@ def parse(values: flags.FlagValues, words: tuple[str, ...] = ()) -> list[str]:
     try:
         rest = values(sys.argv)
     except Exception as error:  # a config file is arbitrary Python, and overrides raise many types
+        if found := re.match(r"flag --(\w+)=(.*?): ", str(error)):  # what follows are Python's words
+            parser = values[found[1]].parser
+            expected = parser.syntactic_help or f"one of {', '.join(getattr(parser, 'enum_values', ('true', 'false')))}"
+            raise errors.UserError(name=f"--{found[1]}", value=found[2], expected=expected) from error
         raise errors.UserError(_last_line(error)) from error
     if words:
         errors.check(len(rest) == 2 and rest[1] in words, "command", " ".join(rest[1:]), f"one of {', '.join(words)}")

@@ -131,7 +131,8 @@ class Pretrained:
         recipe.check_model(self.experiment.model, self.second_model)
         if self.second is not None:
             process, other = self.experiment.process, self.second.experiment.process
-            check(other == process, "auto_checkpoint process", other, f"that of the checkpoint, {process}")
+            expected = f"that of the checkpoint, {vars(process)}"
+            check(other == process, "auto_checkpoint process", vars(other), expected)
 
     def check_images(self) -> None:
         """Raise UserError when the latents cannot be decoded, or their images cannot be written."""

@@ -15,7 +15,7 @@ from ig_jax.base.errors import UserError, check
 UINT8_RULES = ("sit", "half", "unit")  # see to_uint8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LatentScaling:
     """Per-channel map between an autoencoder's latents and what the denoiser is trained on.
 
@@ -40,6 +40,9 @@ class LatentScaling:
         check(all(map(math.isfinite, self.shift)), "shift", self.shift, "finite")
         check(all(0 < s < math.inf for s in self.scale), "scale", self.scale, "positive and finite")
         check(self.uint8_rule in UINT8_RULES, "uint8_rule", self.uint8_rule, f"one of {UINT8_RULES}")
+
+    def __repr__(self) -> str:
+        return f"({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"  # users read it in errors
 
     @property
     def channels(self) -> int:

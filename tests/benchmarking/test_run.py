@@ -93,11 +93,7 @@ def test_a_ratio_is_of_medians_and_its_spread_of_neighbours():
 def test_each_case_is_followed_by_its_peers_and_a_directory_is_a_checkout(tmp_path):
     case = bench_fakes.case()
     made = run.variants_of("train", case, [str(tmp_path), "sh other.py --compile"], "cache")
-    assert [v.label for v in made] == [
-        case.label,
-        f"{case.label} {tmp_path}",
-        f"{case.label} sh other.py --compile",
-    ]
+    assert [v.label for v in made] == [case.label, f"{case.label} {tmp_path}", f"{case.label} sh other.py --compile"]
     assert [v.open.args[2:] for v in made] == [(), (run.SERVE, tmp_path), (["sh", "other.py", "--compile"], None)]
     assert cases.Case.of(json.loads(json.dumps(made[1].open.args[0][1]))) == case
 

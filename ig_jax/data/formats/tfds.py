@@ -95,7 +95,7 @@ def _builder(name: str, data_dir: str | None):
         known = tfds.list_builders(with_community_datasets=False)  # the community's would be downloaded
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see tfds.list_builders() for the names"
-        raise _unusable(name, f"is not known to TFDS and not in data.folder={data_dir!r}", hint) from error
+        raise _unusable(name, f"is not known to TFDS and not in {data_dir or 'its default folder'}", hint) from error
     except Exception as error:  # a bad config or version ends in any of several exception types
         problem = f"could not be opened ({one_line(error)})"
         raise _unusable(name, problem, "check its name, config and version") from error
