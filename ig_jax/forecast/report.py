@@ -26,9 +26,8 @@ from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
 
 Lower = Callable[[], jax.stages.Lowered]
-GIB = 2**30
 REMATS = ("none", "dots", "full")  # from what keeps the most to what keeps the least
-GIBI = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+UNITS = " KMGT"
 IMAGENET = 1_281_167  # images of its training split
 
 
@@ -38,19 +37,22 @@ def memory_limit(target: Target) -> int:
     return usable_memory(target.devices[0]) or here
 
 
+def scaled(size: float, base: int, suffix: str) -> str:
+    """A size in its unit: of base 1024 "1.50 GiB", of base 1000 "1.61 GB"."""
+    power = next((power for power in (4, 3, 2) if size >= base**power), 1)
+    return f"{size / base**power:,.2f} {UNITS[power]}{suffix}"
+
+
 def binary(size: float) -> str:
-    """Bytes of memory, in units of 1024."""
-    unit = next((unit for unit in "TGM" if size >= GIBI[unit]), "K")
-    return f"{size / GIBI[unit]:,.2f} {unit}iB"
+    """Bytes of memory."""
+    return scaled(size, 1024, "iB")
 
 
 def exchanged(collectives: dict[str, dict[str, int]], axes: bool) -> str:
     """Bytes of each kind of collective in units of 1000, as the speeds of links are; `axes`: over which axes each."""
-    words = []
-    for kind, by in collectives.items():
-        for name, size in by.items() if axes else [("", sum(by.values()))]:
-            power, unit = next(((p, u) for p, u in ((9, "GB"), (6, "MB")) if size >= 10**p), (3, "kB"))
-            words.append(f"{kind} {size / 10**power:,.2f} {unit}{f' over {name}' if axes else ''}")
+    whole = [(kind, sum(by.values()), "") for kind, by in collectives.items()]
+    each = [(kind, size, f" over {name}") for kind, by in collectives.items() for name, size in by.items()]
+    words = (f"{kind} {scaled(size, 1000, 'B')}{over}" for kind, size, over in (each if axes else whole))
     return ("; " if axes else ", ").join(words) or "nothing"
 
 
@@ -234,7 +236,7 @@ def _compiled(
         sizes = re.findall(r"([\d.]+)([KMGT])\b", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not sizes:
             raise
-        used = max(int(float(size) * GIBI[unit]) for size, unit in sizes)
+        used = max(int(float(size) * 1024 ** UNITS.index(unit)) for size, unit in sizes)
         return ProgramReport(name, images, used, limit, known, flops, time.monotonic() - began)
     seconds, plan, text = time.monotonic() - began, compiled.memory_analysis(), compiled.as_text()
     assert plan is not None and text is not None  # every compiler here reports both

@@ -70,7 +70,6 @@ def described(name: str) -> tuple[str, str, str]:
     """("cpu", "", count), ("gpu", model, count) or ("tpu", model, shape); one device where none are counted.
 
     "v5e-16" and "v5litepod-16" are 16 chips; "v4-32" and "v5p-32" are 16 too, since those names count cores.
-    Raises: UserError for a name of another form.
     """
     if found := re.fullmatch(rf"(?:tpu:)?(v5litepod|{'|'.join(TPUS)})-(\d+)", name):
         model = found[1].replace("litepod", "e")
@@ -89,12 +88,11 @@ def described(name: str) -> tuple[str, str, str]:
 def _slice(name: str, model: str, count: int) -> str:
     """The shape of the slice that Google names after its count of chips or cores: the nearest to a square or cube."""
     _, cores, dimensions = TPUS[model]
-    power = (count // cores).bit_length() - 1
-    whole = count == cores << max(power, 0) and (power >= 2 or dimensions == 2)
-    least = cores * (4 if dimensions == 3 else 1)
+    least, power = cores * (4 if dimensions == 3 else 1), (count // cores).bit_length() - 1
+    whole = count >= least and count == cores << power
     check(whole, "--target", name, f"a power of two from {model}-{least} on", "or give the shape: tpu:v5e:4x4")
-    sides = sorted((2 ** ((power + n) // dimensions) for n in range(dimensions)), key=lambda side: side == 1)
-    return "x".join(map(str, sides))
+    sides = (2 ** ((power + n) // dimensions) for n in range(dimensions))
+    return "x".join(map(str, sorted(sides, key=lambda side: side == 1)))
 
 
 def compile_quickly() -> None:
@@ -104,12 +102,10 @@ def compile_quickly() -> None:
 
 def _check_installed(name: str, kind: str) -> None:
     module, wheels = MODULES[kind]
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # of the package around it
-        found = None
+    parents = module.split(".")[:-1]  # find_spec imports them
+    found = all(map(importlib.util.find_spec, [*parents, module]))
     fix = f"pip install 'ig_jax[preflight]', or '{wheels}' alone"
-    check(found is not None, "--target", name, f"a target whose compiler ({wheels}) is installed", fix)
+    check(found, "--target", name, f"a target whose compiler ({wheels}) is installed", fix)
 
 
 def _cpu_devices(name: str, count: int) -> tuple:

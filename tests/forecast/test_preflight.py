@@ -226,7 +226,7 @@ def test_exchanges_and_times_have_units_that_fit():
     moved = {"all-reduce": {"data": 1_950_000, "fsdp": 50_000}, "all-gather": {"fsdp": 2_710_000_000}}
     assert report.exchanged(moved, axes=False) == "all-reduce 2.00 MB, all-gather 2.71 GB"
     assert report.exchanged(moved, axes=True).startswith(
-        "all-reduce 1.95 MB over data; all-reduce 50.00 kB over fsdp; "
+        "all-reduce 1.95 MB over data; all-reduce 50.00 KB over fsdp; "
     )
     assert [report.duration(s) for s in (0.33, 100, 6000, 9e4, 1.3e7)] == [
         "0.33 s",
