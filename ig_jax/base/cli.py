@@ -93,7 +93,7 @@ def parse(values: flags.FlagValues, words: tuple[str, ...] = ()) -> list[str]:
             parser = values[found[1]].parser
             expected = parser.syntactic_help or f"one of {', '.join(getattr(parser, 'enum_values', ('true', 'false')))}"
             raise errors.UserError(name=f"--{found[1]}", value=found[2], expected=expected) from error
-        raise errors.UserError(_last_line(error)) from error
+        raise errors.UserError(_last_line(error).removeprefix("ERROR:: ")) from error
     if words:
         errors.check(len(rest) == 2 and rest[1] in words, "command", " ".join(rest[1:]), f"one of {', '.join(words)}")
     elif rest[1:]:
