@@ -91,7 +91,7 @@ CONFIGS = [
     ("run.checkpoint_every=0", "must be at least 1"),
     ("run.keep_checkpoints=0", "must be at least 1"),
     ("run.preview_every=-1", "must be at least 0"),
-    ("latents.name=sd_vae", "config.data.holds='pixels' must be moments or latents"),
+    ("latents.name=sd_vae", "config.run.autoencoder='' must be the autoencoder that encodes the images"),
     ("sample.solver=rk4", "config.sample.solver='rk4' must be one of"),
     ("sample.steps=0", "config.sample.steps=0 must be at least 1"),
     ("sample.ig_interval=(0.5,0.3)", "config.sample.ig_interval=(0.5, 0.3) must be lo,hi"),

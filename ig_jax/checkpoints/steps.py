@@ -170,6 +170,9 @@ class Checkpoints:
             with warn_if_failing(kind):
                 self.wait()
         finally:
+            # Private: without it the thread that looks for half-written steps outlives the manager, and complains in
+            # forty lines where the command ends at once, after its one line.
+            self._manager._maybe_await_cleanup_tmp_directory()
             self._manager.close()
             self._empty_trash()
             if self._failure:
