@@ -101,7 +101,7 @@ def run(
 
 
 def variants_of(command: str, case: Case, peers: list[str], cache: str) -> list[Variant]:
-    """The program of a case, followed by its peers; a worker that starts again finds its compiled program in `cache`."""
+    """The program of a case, followed by its peers; one that starts again finds its compiled program in `cache`."""
     request, variables = [f"ig_jax.benchmarking.{PROGRAMS[command]}", case.as_dict()], environment(case)
     cached = variables | {"JAX_COMPILATION_CACHE_DIR": cache}
     found = [Variant(case.label, case, functools.partial(Worker, request, cached))]
