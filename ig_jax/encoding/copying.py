@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ig_jax.base.errors import UserError, check
-from ig_jax.base.progress import Progress, waiting
+from ig_jax.base.progress import LINE, Progress, waiting
 from ig_jax.data import shards
 from ig_jax.data.dataset import AUTO, DataConfig
 from ig_jax.data.formats import registry
@@ -58,7 +58,7 @@ def copy(source: Source, folder: Folder, split: str, shard_size: int) -> str:
         for shard in own:
             shards.write_shard(folder.files[shard], _records(source, layout, names, folder.rows(shard)))
             progress.advance(len(folder.rows(shard)))
-            progress.show(f"{progress.rate():.0f} images/s")
+            progress.show(every=LINE)
     processes.wait_for_all("all shards are written")
     if not processes.is_first():
         return ""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ig_jax.base.errors import UserError
-from ig_jax.base.progress import Progress
+from ig_jax.base.progress import LINE, Progress
 from ig_jax.checkpoints.autoencoder import Autoencoder
 from ig_jax.data import shards
 from ig_jax.data.images.decoding import Decoder, Part
@@ -93,7 +93,7 @@ def write_shards(folder: Folder, images: Images, found: Autoencoder, settings: S
         def show(done: int = 0) -> None:
             progress.advance(done)
             if clock.is_time() or not done:
-                progress.show(f"{progress.rate():.1f} images/s, {clock.waiting():.1%} waiting for decoding")
+                progress.show(f"{clock.waiting():.1%} waiting for decoding", every=LINE)
 
         decoded = clock.timed(decoder.parts(itertools.chain.from_iterable(parts.values())))
         for shard in own:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ig_jax.base.errors import check
 from ig_jax.base.files import atomic_file, writing
-from ig_jax.base.progress import Progress
+from ig_jax.base.progress import LINE, Progress
 from ig_jax.checkpoints import inception as checkpoint
 from ig_jax.generation import sampler
 from ig_jax.models import inception
@@ -102,7 +102,7 @@ class Store:
             waiting.append(batch)
             progress.advance(len(batch["index"]))
             if processes.is_first():
-                progress.show(f"{progress.rate():.1f} images/s")
+                progress.show(every=LINE)
             if sum(len(part["index"]) for part in waiting) >= PART:
                 yield self._stored(waiting)
                 waiting = []

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from ig_jax.base.errors import check
 from ig_jax.base.files import local_path
-from ig_jax.base.progress import Progress
+from ig_jax.base.progress import LINE, Progress
 from ig_jax.base.schema import bind
 from ig_jax.base.versions import versions
 from ig_jax.checkpoints import steps as ckpt
@@ -199,7 +199,7 @@ class Pretrained:
             yield batch.indices, np.asarray(self.decode(batch.latents))[: len(batch.indices)]
             if progress:
                 progress.advance(len(batch.indices))
-                progress.show(f"{progress.rate():.1f} images/s")
+                progress.show(every=LINE)
 
     def sample(
         self,

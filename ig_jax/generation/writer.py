@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from ig_jax.base.progress import Progress
+from ig_jax.base.progress import LINE, Progress
 from ig_jax.generation.folder import Folder
 from ig_jax.generation.sampler import Batch, local_rows
 from ig_jax.parallel import processes
@@ -48,7 +48,7 @@ def write_samples(
                 passes.extend(local_rows(batch.evaluations, count)[1])
             progress.advance(count)
             if processes.is_first():
-                progress.show(f"{progress.rate():.1f} images/s")
+                progress.show(every=LINE)
         list(written)
     processes.wait_for_all("all samples are written")
     seconds = time.monotonic() - began

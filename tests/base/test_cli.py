@@ -1,5 +1,6 @@
 """Commands as processes: their flags, their streams, and the platform they find."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import pytest
 import toy
 
 from ig_jax import preflight, train
-from ig_jax.base import cli
+from ig_jax.base import cli, progress
+from ig_jax.base.progress import Progress
 
 
 def test_overrides_of_one_call_are_gone_in_the_next(monkeypatch):
@@ -26,7 +28,8 @@ def test_overrides_of_one_call_are_gone_in_the_next(monkeypatch):
 PROGRAM = """
 import os, sys
 from absl import flags
-from ig_jax.base import cli
+from ig_jax.base import cli, progress
+from ig_jax.base.progress import Progress
 from ig_jax.base.errors import UserError
 from ig_jax.base.progress import Progress, waiting
 
@@ -42,6 +45,39 @@ def main():
 
 cli.run(main, flags.FlagValues(), "")
 """
+
+
+class Terminal(io.StringIO):
+    isatty = lambda self: True
+
+
+@pytest.mark.parametrize(
+    "term,columns,wanted",
+    [
+        ("xterm", 80, "\r4/9 images  1 images/s  left 0:05  total 1.1812  data_wait 12.5%\x1b[K"),
+        ("xterm", 40, "\r4/9 images  1 images/s  left 0:05\x1b[K"),
+        ("dumb", 40, "4/9 images  1 images/s  left 0:05  total 1.1812  data_wait 12.5%  a name that fits no line\n"),
+    ],
+)
+def test_progress_is_one_line_as_wide_as_the_terminal_or_plain_text(term, columns, wanted, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    with Progress(9, "images", stream=terminal) as shown:
+        for then in (10.0, 12.0):  # the first ones waited for a compilation
+            now = then
+            shown.advance(2)
+        shown.show("total 1.1812", "data_wait 12.5%", "a name that fits no line")
+        shown.show("too early for another line", every=progress.LINE)
+        assert wanted in terminal.getvalue() and terminal.getvalue().isascii()
+        assert ("early" in terminal.getvalue()) == (columns == 80)
+        assert ("\x1b" in terminal.getvalue()) == (term != "dumb")
+        shown.show(rate=5.0)
+        assert "5 images/s  left 0:01" in terminal.getvalue()
+
+
 CLOSED = ["", "<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/null 2>/dev/null"]
 
 
@@ -76,7 +112,8 @@ def test_a_terminal_without_a_letter_shows_its_number(encoding, tmp_path):
 
 LOOKS = """
 from absl import flags
-from ig_jax.base import cli
+from ig_jax.base import cli, progress
+from ig_jax.base.progress import Progress
 
 def main():
     import jax
