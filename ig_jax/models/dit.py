@@ -46,20 +46,20 @@ class DiTConfig:
         width: channels of a token.
         num_heads: of attention.
         mlp_ratio: hidden units of the MLP, as a multiple of the width.
-        num_classes: the null label is num_classes.
+        num_classes: number of labels; the null label is num_classes.
         inter_depth: blocks run before each intermediate head; () for none.
-        norm: "layernorm" (DiT, SiT) | "rmsnorm" (LightningDiT).
-        mlp: "gelu" | "swiglu".
-        rope: rotary position embedding of queries and keys.
+        norm: of the tokens: "layernorm" (DiT, SiT) | "rmsnorm" (LightningDiT).
+        mlp: form of the MLP: "gelu" | "swiglu".
+        rope: whether there is a rotary position embedding of queries and keys.
         qk_norm: of queries and keys: "none" | "layernorm" | "rmsnorm".
-        adaln_shift: False: blocks modulate by scale and gate alone.
+        adaln_shift: whether blocks shift too; otherwise they modulate by scale and gate alone.
         sigma_channels: "none" | "unused" (original SiT drops them) | "variance" (DiT returns 2C channels).
         clock: "noise_at_1" (sigma-time) | "noise_at_0": the weights were trained on 1 - t and minus velocity.
         inter_head_init: "zero" (SiT release) | "xavier" (LightningDiT release).
         dtype: of the matrix products: "float32" | "bfloat16".
         scan_blocks: one compiled block looped over: quicker to compile, slower to run.
         remat: what the backward pass recomputes: "none" | "dots" (all but products) | "full" | "auto" (what fits).
-        attention: "auto" (by platform) | "xla" | "cudnn": models.kernels.attention_kernel.
+        attention: kernel: "auto" (by platform) | "xla" | "cudnn": models.kernels.attention_kernel.
 
     Raises: UserError for sizes that do not divide, heads out of order or an unknown choice.
     """

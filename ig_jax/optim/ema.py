@@ -15,7 +15,7 @@ class EmaConfig:
     """One or several exponential moving averages of the parameters.
 
     Attributes:
-        decays: of each average.
+        decays: one for each average, whose name it is.
         warmup: decay min(d, (1 + n) / (10 + n)) at step n, for short runs.
     """
 
