@@ -21,12 +21,7 @@ from ig_jax.benchmarking.worker import SERVE, THIS, Turn, Variant, Worker, measu
 from ig_jax.generation.captions import guidance
 
 Result = dict[str, Any]
-PROGRAMS = {
-    "train": "programs:Train",
-    "sample": "programs:Sample",
-    "encode": "programs:Encode",
-    "kernels": "kernels:Kernels",
-}
+PROGRAMS = {"train": "programs:Train", "sample": "programs:Sample", "kernels": "kernels:Kernels"}
 DASH = "-"
 COLUMNS = {  # of the table: a heading, and how a result is written under it; DASH where it lacks a number
     "case": "{label}",

@@ -81,6 +81,8 @@ def test_a_config_file_is_a_case():
         (["train", "--model=SiT-S/2", "--width=100"], "--width=100 must be a multiple of the head dimension 64"),
         (["train", "--model=SiT-S/2", "--steps=10"], "--steps='10' must be left out for train"),
         (["sample", "--model=SiT-S/2", "--solver=rk4"], "solver='rk4' must be one of"),
+        (["data", "--model=SiT-S/2"], "--model=['SiT-S/2'] must be left out for data"),
+        (["train", "--model=SiT-S/2", "--folder=latents"], "--folder='latents' must be left out for train"),
         (["reading", "--model=SiT-S/2"], "command='reading' must be one of"),
         (["kernels", "--model=SiT-S/2", "--peer=../before"], "must be left out for kernels"),
         (["train", "--config=configs/nowhere.py"], "must be an existing config file"),
