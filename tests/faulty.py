@@ -1,9 +1,12 @@
 """`ig_jax.train` with a fault on purpose:  python tests/faulty.py KIND@STEP:PROCESS --config=... --workdir=...
 
-KIND: raise an exception; hang in Python; gil, hang while holding Python's lock; save, hang in place of a save.
+KIND: raise an exception; hang in Python; gil, hang while holding Python's lock; save, hang in place of a save; skip,
+go on without it; torn, kill the process while the save is written.
 """
 
 import ctypes
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,9 +37,16 @@ def main(kind: str, step: int, process: int) -> None:
                 ctypes.PyDLL(None).sleep(FOREVER)  # PyDLL, unlike CDLL, keeps the lock
 
     save, sound = Checkpoints.save, loop.train
-    Checkpoints.save = lambda self, now, *rest: (
-        time.sleep(FOREVER) if kind == "save" and due(now) else save(self, now, *rest)
-    )
+
+    def faulty_save(self, now, *rest) -> None:
+        if kind == "save" and due(now):
+            time.sleep(FOREVER)
+        if kind != "skip" or not due(now):
+            save(self, now, *rest)
+        if kind == "torn" and due(now):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoints.save = faulty_save
     loop.train = lambda experiment, workdir: sound(
         experiment, workdir, [hooks.Hook(1, fault, first_process_only=False)]
     )

@@ -26,6 +26,7 @@ from ig_jax.training.tensorboard import TensorBoard
 from ig_jax.training.workdir import MetricsFile, read_metrics
 
 STEPS = 20
+SECRET = "canary-4f1c"  # in the environment of a run, and nowhere in what it leaves
 FLAGS = toy.flags(**{"run.steps": STEPS, "run.checkpoint_every": 4})
 
 
@@ -79,7 +80,9 @@ def final_digest(workdir):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    done = toy.run(*command(workdir))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_TOKEN", SECRET)
+        done = toy.run(*command(workdir))
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -97,6 +100,8 @@ def test_a_run_says_what_it_does_and_leaves_what_it_promises(uninterrupted):
     assert set(metrics(workdir)) == set(range(1, STEPS + 1))
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == STEPS
+    left = [path.read_bytes() for path in workdir.rglob("*") if path.is_file()]
+    assert SECRET not in done.stdout + done.stderr and not any(SECRET.encode() in content for content in left)
 
 
 def test_a_finished_run_has_nothing_to_do(uninterrupted):

@@ -254,6 +254,13 @@ def test_what_ended_a_run_is_not_hidden_by_a_save_that_failed(tmp_path, small_fi
     assert "ig_jax: warning: checkpoint directory" in capsys.readouterr().err
 
 
+def test_an_exception_after_a_save_does_not_undo_it(tmp_path):
+    with pytest.raises(ZeroDivisionError), ckpt.Checkpoints(tmp_path / "checkpoints") as saver:
+        saver.save(1, make_state(1).items(), {})
+        raise ZeroDivisionError
+    assert (tmp_path / "checkpoints" / "1" / "commit_success.txt").exists()
+
+
 def test_the_first_line_of_a_long_error_ends_in_its_cause():
     long = ValueError(f"OUT_OF_RANGE: Error {'x' * 500}: byte range [0, 2484) is not there [tensorstore_spec[1]='y']")
     assert first_line(long).startswith("OUT_OF_RANGE: Error x") and len(first_line(long)) == 200
