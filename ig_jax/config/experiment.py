@@ -28,12 +28,14 @@ class MeshConfig:
         fsdp: devices that share one copy of the state.
         tensor: devices that share the matrices of a block.
         fsdp_up_to: where fsdp is 1: the largest divisor of the devices up to this.
+        dcn_data: TPU slices or GPU boxes that only `data` goes over; 0 for the slices that JAX reports.
     """
 
     data: int
     fsdp: int
     tensor: int
     fsdp_up_to: int = 1
+    dcn_data: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Machines by name, as devices to compile for without having them.
 
-The chips of one TPU slice, the GPUs of one or more machines, or virtual devices of this machine's CPU.
+The chips of one or more TPU slices, the GPUs of one or more machines, or virtual devices of this machine's CPU.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ GPUS = {
     "h200": ((9, 0), 233_472, 232_448, 132, 50 << 20, 1.98),
 }
 MODULES = {"tpu": ("libtpu", "jax[tpu]"), "gpu": ("jax_plugins.xla_cuda12", "jax[cuda12]")}
-EXAMPLES = "v5e-16, v4-32, tpu:v5p:4x4x4, gpu:h100:8, a3-ultragpu-8g or cpu:8"
+EXAMPLES = "v5e-16, 2xv5e-16 for two slices, v4-32, tpu:v5p:4x4x4, gpu:h100:8, a3-ultragpu-8g or cpu:8"
 FULL_BOX = 8  # GPUs on one NVLink switch
 
 
@@ -57,12 +57,15 @@ def open_target(name: str) -> Target:
 
     Raises: UserError for an unknown machine, or when its compiler is not installed.
     """
-    kind, model, size = described(name)
-    known = ":".join(filter(None, (kind, model, size)))
+    found = re.fullmatch(r"([1-9]\d*)x(.+)", name)
+    slices, one = (int(found[1]), found[2]) if found else (1, name)
+    kind, model, size = described(one)
+    check(kind == "tpu" or slices == 1, "--target", name, "slices of a TPU, such as 2xv5e-16", "count all GPUs or CPUs")
+    known = (f"{slices}x" if slices > 1 else "") + ":".join(filter(None, (kind, model, size)))
     if kind == "cpu":
         return Target(known, _cpu_devices(name, int(size)), None)
     _check_installed(name, kind)
-    devices = _tpu_devices(name, model, size) if kind == "tpu" else _gpu_devices(name, model, int(size))
+    devices = _tpu_devices(name, model, size, slices) if kind == "tpu" else _gpu_devices(name, model, int(size))
     return Target(known, devices, CHIPS[model])
 
 
@@ -116,7 +119,7 @@ def _cpu_devices(name: str, count: int) -> tuple:
     return tuple(devices[:count])
 
 
-def _tpu_devices(name: str, model: str, size: str) -> tuple:
+def _tpu_devices(name: str, model: str, size: str, slices: int) -> tuple:
     chips, (accelerator, cores, _) = math.prod(map(int, size.split("x"))), TPUS[model]
     # libtpu would query these from the TPU VM and wait long for an answer. Its lock guards chips; compiling uses none.
     os.environ["TPU_ACCELERATOR_TYPE"] = accelerator.format(cores * chips)
@@ -124,7 +127,7 @@ def _tpu_devices(name: str, model: str, size: str) -> tuple:
     options: dict[str, Any] = {"chip_config_name": "megacore"} if model == "v4" else {}  # two cores as one device
     if chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
-    return _topology(name, platform="tpu", topology_name=f"{model}:{size}", **options)
+    return _topology(name, platform="tpu", topology_name=f"{model}:{size}", num_slices=slices, **options)
 
 
 def _gpu_devices(name: str, model: str, count: int) -> tuple:
