@@ -30,8 +30,9 @@ def make_mesh(
     (unless data is -1), so that one config serves any number of devices.
     Raises: UserError when the product of the axes is not the number of devices.
     """
-    devices = sorted(jax.devices() if devices is None else devices, key=lambda one: getattr(one, "slice_index", 0))
-    reported = Counter(getattr(device, "slice_index", 0) for device in devices).values()
+    number = lambda device: getattr(device, "slice_index", 0)
+    devices = sorted(jax.devices() if devices is None else devices, key=number)
+    reported = Counter(map(number, devices)).values()
     slices = dcn_data or (len(reported) if len(set(reported)) == 1 else 1)
     expected = f"0, or a divisor of the {len(devices)} devices"
     check(dcn_data >= 0 and len(devices) % slices == 0, "mesh.dcn_data", dcn_data, expected)
@@ -58,6 +59,8 @@ def make_mesh(
         slices, inside = 1, len(devices)  # the others do not fit into a slice
     shape, types = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"]), (AxisType.Auto,) * 3
     parts = [devices[first : first + inside] for first in range(0, len(devices), inside)]
+    if len(set(map(number, parts[0]))) > 1:  # which JAX arranges only by slices
+        return Mesh(np.array(devices).reshape(tuple(sizes.values())), AXES, axis_types=types)
     inner = [jax.make_mesh(shape, AXES, devices=part, axis_types=types).devices for part in parts]
     return Mesh(np.concatenate(inner), AXES, axis_types=types)
 

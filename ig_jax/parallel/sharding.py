@@ -5,8 +5,11 @@ that uses them; activations stay sharded over the batch. Without these explicit 
 shard activations along the axis of the weights, and its communication grows with the number of devices.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -22,7 +25,7 @@ TENSOR_DIMENSION = {"qkv": 1, "fc1": 1, "proj": 0, "fc2": 0}
 SMALLEST_FSDP_ARRAY = 2**14
 
 
-def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The partition of one parameter, or of an optimizer or EMA array of the same name and shape."""
     layer, _, kind = name.rpartition(".")
     cut = TENSOR_DIMENSION.get(layer.rpartition(".")[2]) if kind == "kernel" else None
@@ -112,6 +115,40 @@ def platform_of(device: jax.Device | jax.sharding.AbstractDevice) -> str:
     return "rocm" if device.device_kind.startswith(("AMD", "gfx")) else "cuda"
 
 
+_one_shard = contextvars.ContextVar("one_shard", default=False)
+
+
+@contextlib.contextmanager
+def one_shard() -> Iterator[None]:
+    """A context in which a batch is that of one shard, under a `vmap` over all of them named BATCH_AXES."""
+    token = _one_shard.set(True)
+    try:
+        yield
+    finally:
+        _one_shard.reset(token)
+
+
+def of_shards(gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Keep gradients (S, ...) by name, one of each shard of the batch, where that shard is: nothing is exchanged."""
+    mesh = jax.sharding.get_abstract_mesh()
+    specs = {name: parameter_spec(name, array.shape[1:], mesh) for name, array in gradients.items()}
+    local = {name: (axis if axis == "tensor" else None for axis in spec) for name, spec in specs.items()}
+    return {name: _constrain(array, PartitionSpec(BATCH_AXES, *local[name])) for name, array in gradients.items()}
+
+
+def mean_of_shards(gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The mean of gradients (S, ...) by name, cut as parameters are stored: scattered, then summed over 'data'."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def mean(name: str, array: jax.Array) -> jax.Array:
+        spec = parameter_spec(name, array.shape[1:], mesh)
+        groups = array.reshape(mesh.shape["data"], mesh.shape["fsdp"], *array.shape[1:])
+        scattered = _constrain(groups.sum(1), PartitionSpec("data", *spec))
+        return _constrain(scattered.sum(0), spec) / len(array)
+
+    return {name: mean(name, array) for name, array in gradients.items()}
+
+
 def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return array
@@ -122,7 +159,8 @@ def constrain_batch(array: jax.Array, *, hidden: bool = False) -> jax.Array:
     """Keep an activation (B, ...) cut over the batch, and its last side over 'tensor' where it is the hidden
     units between a pair of tensor-parallel layers.
     """
-    return _constrain(array, PartitionSpec(BATCH_AXES, *(None,) * (array.ndim - 2), "tensor" if hidden else None))
+    batch = None if _one_shard.get() else BATCH_AXES
+    return _constrain(array, PartitionSpec(batch, *(None,) * (array.ndim - 2), "tensor" if hidden else None))
 
 
 def gather_weight(kernel: jax.Array, tensor_dimension: int | None = None) -> jax.Array:
@@ -136,4 +174,9 @@ def gather_weight(kernel: jax.Array, tensor_dimension: int | None = None) -> jax
 def scatter_gradient(gradient: jax.Array, tensor_dimension: int | None) -> jax.Array:
     """A kernel's gradient cut as the kernel is stored, so that it is summed and scattered in one step."""
     mesh = jax.sharding.get_abstract_mesh()
-    return gradient if mesh.empty else _constrain(gradient, stored_spec(gradient.shape, tensor_dimension, mesh))
+    if mesh.empty:
+        return gradient
+    spec = stored_spec(gradient.shape, tensor_dimension, mesh)
+    return _constrain(
+        gradient, PartitionSpec(*((a if a == "tensor" else None for a in spec) if _one_shard.get() else spec))
+    )

@@ -28,6 +28,7 @@ from ig_jax.parallel.sharding import from_local_rows, local_row_numbers
 from ig_jax.training import hooks, resume, workdir
 from ig_jax.training.goodput import Goodput
 from ig_jax.training.initialise import encoder_weights, starting_weights
+from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
 from ig_jax.training.saving import SaveClock
 from ig_jax.training.startup import Startup
@@ -80,7 +81,7 @@ def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hoo
         if processes.is_first():
             with atomic_file(path / stored.FILE) as file:
                 file.write(f"{json.dumps(e.as_dict(), indent=2)}\n".encode())
-            print(summary(e, path, mesh, source, start, program.fit), flush=True)
+            print(summary(e, path, mesh, source, start, program.fit, device_bytes(program.layout)), flush=True)
             old = found.get(start, e)
             for line in resume.changes(old, e, start):
                 print(f"changed     {line}", flush=True)

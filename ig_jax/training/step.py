@@ -19,8 +19,8 @@ from ig_jax.diffusion.randomness import Purpose, address
 from ig_jax.models import autoencoder, latents
 from ig_jax.optim.ema import EmaConfig
 from ig_jax.optim.optimizer import OptimizerConfig, learning_rate
-from ig_jax.parallel.mesh import batch_shards
-from ig_jax.parallel.sharding import batch_sharding, on_mesh, replicated
+from ig_jax.parallel.mesh import BATCH_AXES, batch_shards
+from ig_jax.parallel.sharding import batch_sharding, mean_of_shards, of_shards, on_mesh, one_shard, replicated
 from ig_jax.training.state import Params, TrainState, partition
 
 
@@ -58,22 +58,35 @@ def accumulated_gradients(
 ) -> tuple[Params, dict[str, Any]]:
     """Gradients and metrics of objective(trainable, batch), averaged over `accumulate` micro-batches.
 
-    A micro-batch takes every accumulate-th example, so that no example moves to another device.
+    A micro-batch takes every accumulate-th example, so that no example moves to another device, and each shard of the
+    batch adds up its own gradients, so that they are exchanged once and not for each micro-batch.
     """
     gradient = jax.grad(objective, has_aux=True)
     if accumulate == 1:
         return gradient(trainable, batch)
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = batch_shards(mesh)
     micro_batches = jax.tree.map(
-        lambda a: jnp.swapaxes(a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]), 0, 1), batch
+        lambda a: jnp.moveaxis(a.reshape(shards, len(a) // accumulate // shards, accumulate, *a.shape[1:]), 2, 0), batch
     )
 
+    def of_each_shard(micro_batch):
+        if shards == 1:
+            return jax.tree.map(lambda a: a[None], gradient(trainable, jax.tree.map(lambda a: a[0], micro_batch)))
+        with one_shard():
+            gradients, metrics = jax.vmap(gradient, (None, 0), spmd_axis_name=BATCH_AXES)(trainable, micro_batch)
+        return of_shards(gradients), metrics
+
     def add(total, micro_batch):
-        return jax.tree.map(jnp.add, total, gradient(trainable, micro_batch)), None
+        return jax.tree.map(jnp.add, total, of_each_shard(micro_batch)), None
 
     first = jax.tree.map(lambda a: a[0], micro_batches)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, trainable, first))
-    total, _ = jax.lax.scan(add, zero, micro_batches)
-    return jax.tree.map(lambda a: a / accumulate, total)
+    shapes = jax.eval_shape(of_each_shard, first)
+    gradients, metrics = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zero = of_shards(gradients) if shards > 1 else gradients, metrics
+    (gradients, metrics), _ = jax.lax.scan(add, zero, micro_batches)
+    gradients = mean_of_shards(gradients) if shards > 1 else {name: array[0] for name, array in gradients.items()}
+    return jax.tree.map(lambda a: a / accumulate, (gradients, jax.tree.map(lambda a: a.mean(0), metrics)))
 
 
 def updated(

@@ -13,7 +13,7 @@ from ig_jax.models.dit import DiTConfig
 from ig_jax.training.memory import Fit
 
 
-def summary(e: Experiment, directory: Path, mesh: Mesh, source: Source, start: int, fit: Fit) -> str:
+def summary(e: Experiment, directory: Path, mesh: Mesh, source: Source, start: int, fit: Fit, state_bytes: int) -> str:
     """Devices, data, parameters, FLOPs, memory and length of the run of an experiment from step `start`."""
     model, batch = e.model, e.data.batch_size
     flops = cost.train_step_flops(model, batch, ema_forward=e.loss.ema_forward)
@@ -33,7 +33,7 @@ classes     {source.spec.num_classes}{without}
 {parameter_table(model)}
 parameters  {trained:,} trained; the intermediate head adds {cost.head_parameter_share(model):.3%}
 compute     {flops / 1e9:,.2f} GFLOP per step, {model.dtype} products; head {head:.3%} of a forward pass
-memory      remat {fit.remat}, {fit.accumulate} micro-batch(es)
+memory      remat {fit.remat}, {fit.accumulate} micro-batch(es), a state of {state_bytes / 1e9:,.4g} GB on each device
 steps       {start} -> {e.run.steps}, checkpoint every {e.run.checkpoint_every}"""
 
 

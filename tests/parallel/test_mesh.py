@@ -1,5 +1,7 @@
 """Meshes over the eight devices of the tests, and the batches that fit them."""
 
+import dataclasses
+
 import pytest
 from refusal import refused
 
@@ -39,6 +41,33 @@ def test_one_axis_takes_what_the_others_leave(axes, sizes):
 def test_impossible_meshes_are_refused(axes, name):
     with refused(name):
         make_mesh(**axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of one of several slices."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def slices(mesh):
+    return [{device.slice_index for device in row.flat} for row in mesh.devices]
+
+
+def test_only_the_data_axis_leaves_a_slice():
+    chips = [Chip(i, i % 2) for i in range(16)]  # in turns: the order in which JAX lists them means nothing
+    mesh = make_mesh(fsdp_up_to=16, devices=chips)
+    assert mesh.devices.shape == (2, 8, 1) and slices(mesh) == [{0}, {1}]
+    assert slices(make_mesh(data=4, fsdp=2, tensor=2, devices=chips)) == [{0}, {0}, {1}, {1}]
+    assert slices(make_mesh(fsdp=16, devices=chips)) == [{0, 1}]  # asked for, and larger than a slice
+    assert make_mesh(dcn_data=4, fsdp_up_to=16).devices.shape == (4, 2, 1)
+    with refused("mesh.dcn_data", 3):
+        make_mesh(dcn_data=3)
+    with refused("mesh.data", 1, expected="a multiple of the 2 slices"):
+        make_mesh(dcn_data=2, fsdp=16, devices=chips)
 
 
 def test_a_batch_divides_over_its_shards_and_micro_batches():

@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import toy
 
 from ig_jax.base.errors import BUG, PEER_FAILED, RESUMABLE
+from ig_jax.parallel.mesh import make_mesh
+from ig_jax.training.memory import device_bytes
+from ig_jax.training.program import TrainProgram
 from ig_jax.training.workdir import read_metrics
 
 SLOW = pytest.mark.skipif(os.environ.get("IG_JAX_SLOW") != "1", reason="IG_JAX_SLOW=1 runs the long ones")
@@ -96,6 +101,11 @@ def test_two_processes_train_as_one_does(whole, tmp_path):
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(workdir), losses(tmp_path), rtol=1e-6)
     assert len(list((workdir / "previews").iterdir())) == 1
+    e = toy.experiment(**{"model.width": 128})
+    whole = TrainProgram.of(e, make_mesh(devices=jax.devices()[:1]), e.batch_spec, 16).layout
+    for log in (workdir.with_name(f"{workdir.name}-0.log").read_text(), done.stdout):
+        held = float(re.search(r"state of ([\d.]+) GB on each", log)[1]) * 1e9
+        assert held == pytest.approx(device_bytes(whole) / 4, rel=0.1)
 
 
 def test_one_process_goes_on_where_two_were(whole):

@@ -13,6 +13,8 @@ from refusal import refused
 
 from ig_jax.diffusion import curves
 from ig_jax.diffusion.loss import Objective
+from ig_jax.forecast import hlo
+from ig_jax.forecast.collectives import collectives
 from ig_jax.models import dit
 from ig_jax.models.latents import from_uint8
 from ig_jax.optim.optimizer import learning_rate, make_optimizer
@@ -52,13 +54,17 @@ def prepare(experiment, mesh, spec=None):
     return step, born_sharded(make, layout), lambda batch: jax.device_put(batch, batch_sharding(mesh))
 
 
-def train(experiment, mesh, steps=3):
+def train(experiment, mesh, steps=3, inspect=None):
     step, state, place = prepare(experiment, mesh)
     history = []
+    if inspect:
+        compiled = step.lower(state, place(toy.batch())).compile()
+        inspect(compiled.as_text())
+        step = compiled
     for i in range(steps):
         state, metrics = step(state, place(toy.batch(seed=i)))
         history.append(toy.scalars(metrics))
-    assert step._cache_size() == 1
+    assert inspect or step._cache_size() == 1
     return jax.device_get(state), history
 
 
@@ -113,10 +119,18 @@ def test_fsdp_cuts_parameters_averages_and_moments(monkeypatch):
     moments = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(s, "mu"))
     for array in (state.params[name], state.ema["0.999"][name], moments.mu[name]):
         assert array.addressable_shards[0].data.size * 8 == array.size
+    held = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(state))
+    assert held < 1.05 / 8 * sum(array.nbytes for array in jax.tree.leaves(state))
 
 
-def test_accumulation_equals_one_batch(alone):
-    assert_same(train(toy.experiment(**{"optimizer.accumulate": 2}), make_mesh(data=4, fsdp=2)), alone)
+def test_micro_batches_equal_one_batch_and_exchange_gradients_once(alone, monkeypatch):
+    monkeypatch.setattr("ig_jax.parallel.sharding.SMALLEST_FSDP_ARRAY", 64)
+    mesh, found = make_mesh(data=2, fsdp=2, tensor=2), []
+    experiment = toy.experiment(**{"optimizer.accumulate": 2})
+    assert_same(train(experiment, mesh, inspect=lambda text: found.extend(collectives(hlo.parse(text), mesh))), alone)
+    sums = [one for one in found if one.kind in ("all-reduce", "reduce-scatter")]
+    assert 2 in {one.times for one in sums if one.axes == "tensor"}  # within the layers of each micro-batch
+    assert {one.times for one in sums if one.axes != "tensor"} == {1}
 
 
 def test_scan_and_remat_train_the_same(alone):
