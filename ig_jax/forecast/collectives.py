@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from ig_jax.forecast.hlo import Instruction, Program
 
+SLICES = "slices"  # the axes of what goes over the network between TPU slices
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -39,6 +40,10 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
             places += program.inner(instruction)
         for where, inner in places:
             kind = inner.opcode.removesuffix("-start")
+            if between := inner.attribute(r'_xla_megascale_transfer_type="(\w+)"') if kind == "send" else None:
+                kind, size = between.lower().replace("_", "-"), where[inner.operands[0]].bytes
+                found[inner.name] = Collective(kind, SLICES, _slices(inner), size, times)
+                continue
             if kind in KINDS:
                 if kind == "all-reduce" and inner is not instruction and "scatter" in instruction.attributes:
                     kind = "reduce-scatter"  # on a TPU: an all-reduce fused with the slice that a device keeps
@@ -48,6 +53,13 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
                 channel = inner.attribute(r"channel_id=(\d+)") or inner.name
                 found[channel] = Collective(kind, _axes(groups, mesh), members, size, times)
     return [exchange for exchange in found.values() if exchange.members > 1]
+
+
+def _slices(send: Instruction) -> int:
+    """How many slices take part, from a target such as "{1,2}x{0:3}"."""
+    first = send.attribute(r'_xla_megascale_target="\{([\d,:]+)\}')
+    ranges = [part.split(":") for part in (first or "0").split(",")]
+    return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)
 
 
 def moved(exchanges: list[Collective]) -> dict[str, dict[str, int]]:

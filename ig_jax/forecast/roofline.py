@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ig_jax.forecast.collectives import Collective
+from ig_jax.forecast.collectives import SLICES, Collective
 from ig_jax.forecast.hlo import Array, Computation, Instruction, Program
 from ig_jax.parallel.hardware import Chip
 
@@ -23,7 +23,7 @@ BANDWIDTH = 0.9
 LINK = 0.8  # not measured
 ASSUMPTIONS = (
     f"products at {PRODUCTS:.0%} and memory at {BANDWIDTH:.0%} of the datasheet, links at {LINK:.0%}; "
-    "collectives not hidden; launch gaps, data and host left out"
+    "collectives not hidden; launch gaps, data, host and the network between slices left out"
 )
 
 # Instructions that move nothing: names for existing arrays, and the ends of what was counted at its start.
@@ -72,7 +72,7 @@ def estimate(costs: Iterable[Cost], exchanges: Iterable[Collective], chip: Chip)
             products += compute / PRODUCTS
         else:
             memory += moving
-    sent = sum(exchange.sent for exchange in exchanges)
+    sent = sum(exchange.sent for exchange in exchanges if exchange.axes != SLICES)
     return Estimate(products, memory, sent / (LINK * chip.link), floor)
 
 

@@ -80,6 +80,17 @@ def test_every_form_of_groups_is_read(attributes):
     assert moved(collectives(hlo.parse(text), make_mesh(data=2, fsdp=4))) == {kind: {GROUPS[attributes]: 40}}
 
 
+def test_what_a_tpu_sends_to_other_slices_is_an_exchange_of_its_own():
+    text = (
+        "ENTRY %main (p: f32[10], t: token[]) -> token[] {\n"
+        "  %p = f32[10]{0} parameter(0)\n  %t = token[] parameter(1)\n"
+        "  %s = (f32[10]{0}, u32[], token[]) send(%p, %t), channel_id=2, is_host_transfer=true, frontend_attributes="
+        '{_xla_megascale_target="{0:2,4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}\n'
+        "  ROOT %d = token[] send-done(%s), channel_id=2\n}\n"
+    )
+    assert collectives(hlo.parse(text), make_mesh()) == [Collective("all-reduce", "slices", 4, 40, 1)]
+
+
 LOOP = """
 %body (s: (s32[], f32[4])) -> (s32[], f32[4]) {
   %s = (s32[], f32[4]{0}) parameter(0)

@@ -220,6 +220,8 @@ def test_machines_have_the_names_of_the_clouds():
     for name in ("v4-4", "v5e-12", "cpu:0", "v5e", "a3-highgpu"):
         with refused("--target", name):
             described(name)
+    with refused("--target", "2xgpu:h100:8", expected="slices of a TPU"):
+        open_target("2xgpu:h100:8")
 
 
 def test_exchanges_and_times_have_units_that_fit():
