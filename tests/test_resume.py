@@ -100,6 +100,7 @@ def test_a_run_says_what_it_does_and_leaves_what_it_promises(uninterrupted):
     assert set(metrics(workdir)) == set(range(1, STEPS + 1))
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == STEPS
+    assert {"sigma/cosine", "gradient", "update", "goodput", "seconds/total"} <= set(read_metrics(workdir)[-1])
     left = [path.read_bytes() for path in workdir.rglob("*") if path.is_file()]
     assert SECRET not in done.stdout + done.stderr and not any(SECRET.encode() in content for content in left)
 
