@@ -37,6 +37,7 @@ def main() -> None:
 
     with processes.together(FLAGS):
         train(experiment, workdir)
+    signals.ignore()
 
 
 if __name__ == "__main__":

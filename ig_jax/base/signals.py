@@ -53,6 +53,12 @@ def _leave(read: int) -> None:
     os._exit(RESUMABLE)
 
 
+def ignore() -> None:
+    """Let none of them change the exit code of a command that is done: Python's own end would give them back."""
+    for number in heeded():
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
     """Inside this context the signals only set `name`, for a loop that saves and then leaves."""
 
