@@ -8,7 +8,9 @@ data       --config.data.folder=DIR, the latents of the SD autoencoder in any fo
            ImageNet as it was downloaded (moments in bfloat16 of both mirrors: 42 GB at 256, 168 GB at 512):
            python -m ig_jax.encode --images=ILSVRC --autoencoder=runs/sd_vae --out=DIR --size=256
            Encoding both mirrors is 0.69 EFLOP: reckoned at 40 % of the datasheet 0.5 h on one H200 or 10 minutes on
-           16 v5e with --compute=bfloat16, and 7 h or 1 h in float32. Decoding takes 1.9 core hours (measured rate)
+           16 v5e with --compute=bfloat16, and 7 h or 1 h in float32. Decoding takes 1.9 core hours (measured rate).
+           Without the disk for latents, the step encodes: --config.data.source=images --config.data.folder=ILSVRC
+           --config.run.autoencoder=runs/sd_vae
 hardware   global batch 256. State in float32 (weights, gradient, two moments, one EMA): 2.6 GB for B,
            9.2 GB for L, 13.6 GB for XL, cut over groups of up to 16 devices (config.mesh.fsdp_up_to). A step keeps,
            recomputes or splits what fits: XL with batch 256 and 1024 fits 16 v5e, one H200 and all above
