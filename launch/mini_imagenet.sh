@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ImageNet in small, end to end: photographs -> latents -> training -> pictures, from every form of the images.
-#   bash launch/mini_imagenet.sh [workdir]    default runs/mini_imagenet; about 3 minutes on 2 CPU cores
+#   bash launch/mini_imagenet.sh [workdir]    default runs/mini_imagenet; 4 minutes of CPU time, about 3 on 2 cores
 # shellcheck disable=SC2086  # several flags stand in one variable
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
