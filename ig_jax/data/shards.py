@@ -49,7 +49,7 @@ class RecordLayout:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.arrays = (FORMS[stage], *([FORMS[stage] + FLIPPED] if mirrored else []))
         self.count = math.prod(shape)
-        size = self.count * self.dtype.itemsize
+        size = self.bytes = self.count * self.dtype.itemsize
         # An array is the end of its field, so that all in front of it is constant.
         self._prefixes = [_bytes_entry(name, bytes(size))[:-size] for name in self.arrays]
         self.starts: dict[str, int] = {}  # of each array, in bytes after the header of the record

@@ -62,18 +62,17 @@ class ShardReader:
         # In front of a record: the header of its chunk, the compression, the number of sizes, and its size.
         head = CHUNK_HEADER + 2 + (len(first).bit_length() + 6) // 7
         content = read_varint(first, 1)[1]  # of the Example
-        self._bytes = self._layout.count * self._layout.dtype.itemsize
-        self._gaps, at = [], 0  # in front of each array: (bytes, whether they are the same in all records)
-        for name in self._layout.arrays:
-            start = content + self._layout.starts[name]
-            self._gaps.append((np.frombuffer(first[at:start], np.uint8), np.ones(start - at, bool)))
-            at = start + self._bytes
-        fixed = np.zeros(head + content, bool)
-        fixed[[CHUNK_KIND, CHUNK_KIND + 1, CHUNK_HEADER]] = True  # a simple chunk, of one record, not compressed
-        begin = np.zeros(head, np.uint8)
-        begin[[CHUNK_KIND, CHUNK_KIND + 1]] = SIMPLE, 1
-        prefix, same = self._gaps[0]
-        self._gaps[0] = np.concatenate([begin, prefix]), np.concatenate([fixed, same[content:]])
+        whole = np.concatenate([np.zeros(head, np.uint8), np.frombuffer(first, np.uint8)])
+        same = np.zeros(len(whole), bool)  # in all records
+        whole[[CHUNK_KIND, CHUNK_KIND + 1]] = SIMPLE, 1  # a chunk of one record
+        same[[CHUNK_KIND, CHUNK_KIND + 1, CHUNK_HEADER]] = True  # not compressed
+        self._gaps, at, end = [], 0, head + content  # in front of each array, and after the last
+        for start in (head + content + start for start in self._layout.starts.values()):
+            same[end:start] = True
+            self._gaps.append((whole[at:start], same[at:start]))
+            at = end = start + self._layout.bytes
+        same[at + 2 : at + 2 + len(LABEL_TAG)] = True
+        self._gaps.append((whole[at : at + LABEL_AT + 2], same[at : at + LABEL_AT + 2]))
 
     def place(self, row: int) -> str:
         """The file and the index of a row."""
@@ -89,32 +88,25 @@ class ShardReader:
         layout, count = self._layout, len(rows)
         wanted = layout.arrays if self.mirrored else layout.arrays[:1]
         arrays = {name: np.empty((count, *layout.shape), layout.dtype) for name in wanted}
-        unread = memoryview(bytearray(self._bytes if len(wanted) < len(layout.arrays) else 0))
-        tail = np.empty((count, LABEL_AT + 2), np.uint8)
+        unread = memoryview(bytearray(layout.bytes if len(wanted) < len(layout.arrays) else 0))
         gaps = [np.empty((count, len(expected)), np.uint8) for expected, _ in self._gaps]
         columns = []  # the parts of all records, in their order
         for gap, name in zip(gaps, layout.arrays):
             columns += [_rows(gap), _rows(arrays[name]) if name in arrays else [unread] * count]
-        parts = list(zip(*columns, _rows(tail)))
+        parts = list(zip(*columns, _rows(gaps[-1])))
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         descriptors = [self._files[shard].descriptor for shard in shards.tolist()]
         for short in read_records(descriptors, self._places[rows].tolist(), parts):
             raise damaged(self.place(int(rows[short])), "ends early: the file has become shorter", AGAIN)
-        labels = _labels(tail[:, LABEL_AT:])
-        for row in np.flatnonzero(~self._as_expected(gaps, tail)):
-            found, label = self._decoded(int(rows[row]))
-            labels[row] = label
+        low, high = gaps[-1][:, LABEL_AT:].T.astype(np.int32)  # protobuf's varint: 7 bits a byte, the lowest first
+        labels, good = np.where(low < 0x80, low, low & 0x7F | high << 7), np.minimum(low, high) < 0x80  # below 16,384
+        for gap, (expected, same) in zip(gaps, self._gaps):
+            good &= (gap == expected)[:, same].all(axis=1)
+        for row in np.flatnonzero(~good):
+            found, labels[row] = self._decoded(int(rows[row]))
             for name, values in arrays.items():
                 values[row] = found[name]
         return arrays | {"label": labels}
-
-    def _as_expected(self, gaps: list[np.ndarray], tail: np.ndarray) -> np.ndarray:
-        """Whether each record has the form of the first: bool (B,)."""
-        good = tail[:, LABEL_AT : LABEL_AT + 2].min(axis=1) < 0x80  # a label below 16,384
-        good &= (tail[:, 2 : 2 + len(LABEL_TAG)] == np.frombuffer(LABEL_TAG, np.uint8)).all(axis=1)
-        for gap, (expected, fixed) in zip(gaps, self._gaps):
-            good &= (gap == expected)[:, fixed].all(axis=1)
-        return good
 
     def _decoded(self, row: int) -> tuple[Arrays, int]:
         """(arrays, label) of a record whose sizes differ from the first, or that is damaged."""
@@ -136,9 +128,3 @@ def _rows(array: np.ndarray) -> list[memoryview]:
     """The bytes of each row of an array (B, ...), to be written."""
     content, size = array.reshape(-1).view(np.uint8).data, array.nbytes // len(array)
     return [content[start : start + size] for start in range(0, len(content), size)]
-
-
-def _labels(numbers: np.ndarray) -> np.ndarray:
-    """Labels int32 (B,) of protobuf's varints (B, 2), 7 bits a byte and the lowest first."""
-    low, high = numbers.T.astype(np.int32)
-    return np.where(low < 0x80, low, low & 0x7F | high << 7)
