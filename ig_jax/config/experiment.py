@@ -155,9 +155,8 @@ class Experiment(Trained):
         if self.encodes:
             expected, fix = "the autoencoder that encodes the images", "set it, or encode them with ig_jax.encode"
             check(self.run.autoencoder != "", "run.autoencoder", "", expected, fix)
-            measured = not self.latents.is_identity
             expected, fix = "those of these latents, which images do not tell", "take those that ig_jax.encode measures"
-            check(measured, "latents.shift and latents.scale", self.latents.scale[:1], expected, fix)
+            check(not self.latents.is_identity, "latents.scale", self.latents.scale, expected, fix)
         previews, expected = self.run.preview_images, "0 for a model of latents without an autoencoder"
         decodable = of_pixels or not previews or self.run.autoencoder != ""
         check(decodable, "run.preview_images", previews, expected, "set run.autoencoder")

@@ -378,5 +378,7 @@ def test_an_autoencoder_of_other_latents_is_refused(directories):
         online(directories / "va").open_split("train")
     with refused("config.model.channels", 4, fix="data.source=images"):
         online(directories / "sd", source="auto").open_split("train")
+    with refused("config.latents.scale", (1.0,) * 4, fix="ig_jax.encode measures"):
+        online(directories / "sd", **{"latents.scale": (1.0,) * 4})
     with refused("config.data.compute", "int8"):
         online(directories / "sd", **{"data.compute": "int8"})
