@@ -30,7 +30,6 @@ from ig_jax.models.latents import LatentScaling
 NAME = "latents"  # of the data set, in TFDS and in the names of its files
 CARD = "card.json"
 FORMAT = 1
-DTYPES = ("float32", "bfloat16")
 OPTIONS = "group_size:1,uncompressed"  # every record is read by itself; latents do not compress
 OVERHEAD = 100  # bytes of a label, a name and their share of the file's blocks
 LABEL_TAG = b"\x0a\x05label\x12"  # protobuf's name of the label, and
@@ -221,17 +220,15 @@ def _written(write: Callable, *record: bytes) -> None:
         raise OSError(one_line(error)) from error
 
 
-def read_shard(path: Path, length: int | None = None) -> Iterator[bytes]:
+def read_shard(path: Path) -> Iterator[bytes]:
     """The records of a shard, in order.
 
-    Raises: UserError naming a file that is missing, damaged, or holds another number of records than `length`.
+    Raises: UserError naming a file that is missing or damaged.
     """
     try:
         path.stat()  # the reader finds no records in a file that is not there
         reader = array_record.ArrayRecordReader(str(path))
         found = reader.num_records()  # 0 where the end of the file is missing
-        if length not in (None, found):
-            raise ValueError(f"{found} records, expected {length}")
         for start in range(0, found, 256):
             yield from reader.read(start, min(start + 256, found))
     except (OSError, RuntimeError, ValueError, IndexError) as error:

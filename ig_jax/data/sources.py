@@ -38,12 +38,6 @@ class Source:
     def __repr__(self) -> str:
         return self.spec.identity
 
-    def __getitem__(self, row: int) -> Arrays:
-        """One example, arrays without the batch axis.  Raises: IndexError outside 0..len-1."""
-        if not 0 <= row < self.length:
-            raise IndexError(f"row {row} of {self!r} is outside 0..{self.length - 1}")
-        return {name: values[0] for name, values in self.gather(np.asarray([row])).items()}
-
     def gather(self, rows: np.ndarray) -> Arrays:
         """The batch of `rows` int (B,): the arrays of `spec`.
 

@@ -114,17 +114,12 @@ def test_damage_is_named(tmp_path):
     path = tmp_path / "shard"
     shards.write_shard(path, [layout.encode(*example) for example in zip(arrays, LABELS, NAMES)])
     whole = path.read_bytes()
-    with refused(str(path), says="5 records, expected 6"):
-        list(shards.read_shard(path, 6))
-    path.write_bytes(whole[:70000])
-    with refused(str(path), says="0 records, expected 5"):
-        list(shards.read_shard(path, 5))
     path.write_bytes(whole[:2000] + bytes(100) + whole[2100:])
     with refused(str(path), says="orrupted"):
-        list(shards.read_shard(path, 5))
+        list(shards.read_shard(path))
     path.unlink()
     with refused(str(path), says="No such file"):
-        list(shards.read_shard(path, 5))
+        list(shards.read_shard(path))
 
 
 def test_a_card_that_is_missing_or_foreign_is_refused(tmp_path):
