@@ -12,6 +12,7 @@ import test_resume as resume
 import toy
 
 from ig_jax.base.errors import BUG, FINISHED, RESUMABLE
+from ig_jax.training.workdir import read_metrics
 
 FAULTS = int(os.environ.get("IG_JAX_CHAOS_FAULTS", "12"))
 STEPS = 60
@@ -53,7 +54,7 @@ def test_random_faults_leave_no_trace_in_what_is_learnt(tmp_path):
     whole = start(tmp_path / "whole")
     assert "Traceback" not in whole.communicate(timeout=toy.HANGS)[0]
     for _ in range(FAULTS):
-        done = max(resume.metrics(workdir), default=0)
+        done = max((line["step"] for line in read_metrics(workdir)), default=0)
         kind = chance.choice(("kill", "kill in a save", "SIGTERM", "SIGINT", "SIGHUP", "twice", "raise", "damage"))
         story.append(f"step {done}: {kind}")
         if kind == "damage":
