@@ -33,7 +33,7 @@ class Collective:
 
 def collectives(program: Program, mesh: Mesh) -> list[Collective]:
     """All collectives of one run of the program, those inside loops and fusions included."""
-    found: dict[str, Collective] = {}  # by channel: a TPU spreads one collective over several fusions
+    found: dict[str, Collective] = {}  # in fusions by channel: a TPU spreads one over several of them
     for computation, instruction, times in program.runs():
         places = [(computation, instruction)]
         if instruction.opcode == "fusion":
@@ -50,8 +50,8 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
                 groups = _groups(inner, mesh.size)
                 members = groups.shape[-1] if kind != "collective-permute" else mesh.size
                 size = sum(where[name].bytes for name in inner.operands) * (members if kind == "all-gather" else 1)
-                channel = inner.attribute(r"channel_id=(\d+)") or inner.name
-                found[channel] = Collective(kind, _axes(groups, mesh), members, size, times)
+                shared = inner.attribute(r"channel_id=(\d+)") if inner is not instruction else ""
+                found[shared or inner.name] = Collective(kind, _axes(groups, mesh), members, size, times)
     return [exchange for exchange in found.values() if exchange.members > 1]
 
 

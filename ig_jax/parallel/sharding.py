@@ -141,10 +141,17 @@ def mean_of_shards(gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
     mesh = jax.sharding.get_abstract_mesh()
 
     def mean(name: str, array: jax.Array) -> jax.Array:
-        spec = parameter_spec(name, array.shape[1:], mesh)
-        groups = array.reshape(mesh.shape["data"], mesh.shape["fsdp"], *array.shape[1:])
-        scattered = _constrain(groups.sum(1), PartitionSpec("data", *spec))
-        return _constrain(scattered.sum(0), spec) / len(array)
+        stored = parameter_spec(name, array.shape[1:], mesh)
+        local = PartitionSpec(BATCH_AXES, *(axis if axis == "tensor" else None for axis in stored))
+
+        def exchange(part: jax.Array) -> jax.Array:
+            if "fsdp" not in stored:
+                return jax.lax.psum(part[0], BATCH_AXES) / len(array)
+            cut = list(stored).index("fsdp")
+            scattered = jax.lax.psum_scatter(part[0], "fsdp", scatter_dimension=cut, tiled=True)
+            return jax.lax.psum(scattered, "data") / len(array)
+
+        return jax.shard_map(exchange, mesh=mesh, in_specs=local, out_specs=stored)(array)
 
     return {name: mean(name, array) for name, array in gradients.items()}
 
