@@ -7,6 +7,7 @@ is reported and the one before it restored; a run that continues from there move
 workdir/checkpoints/damaged/.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -172,7 +173,8 @@ class Checkpoints:
         finally:
             # Private: without it the thread that looks for half-written steps outlives the manager, and complains in
             # forty lines where the command ends at once, after its one line.
-            self._manager._maybe_await_cleanup_tmp_directory()
+            with contextlib.suppress(OSError):  # a half-written step that cannot be removed is never read
+                self._manager._maybe_await_cleanup_tmp_directory()
             self._manager.close()
             self._empty_trash()
             if self._failure:
