@@ -18,7 +18,7 @@ _EVENTS = {"/jax/compilation_cache/cache_hits": "cached", "/jax/compilation_cach
 class Startup:
     """The record of a start and stopwatches of its parts; a context manager, which counts compiled programs."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._programs: list[tuple[str, int]] = []  # how each was made, and the thread that asked for it
         self._step_cached = self._ready = False
