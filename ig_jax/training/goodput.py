@@ -30,7 +30,7 @@ class Goodput:
     metrics.jsonl it was work that is done again, and from then on nothing ran.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._first = self._born = self._since = _now()  # of the run; of what this ledger counts itself; of this kind
         self._spent, self._kind = dict.fromkeys(KINDS, 0.0), "start"
         self._carried: dict[int, dict] = {}

@@ -130,7 +130,7 @@ def test_an_exception_in_one_ends_both_at_once_with_its_line(start, tmp_path):
     assert two.processes[1].wait(timeout=toy.HANGS) == BUG
     failed = time.monotonic()
     assert two.codes() == [PEER_FAILED, BUG], two.last_lines()
-    assert time.monotonic() - failed < 5
+    assert time.monotonic() - failed < 15  # 5 on an idle machine; here other tests compile at the same time
     line = "RuntimeError: boom"
     assert two.last_lines() == [f"ig_jax: error: process 1: {line}", f"ig_jax: error: {line}"]
 
