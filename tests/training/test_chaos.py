@@ -15,7 +15,7 @@ from ig_jax.base.errors import BUG, FINISHED, RESUMABLE
 from ig_jax.training.workdir import read_metrics
 
 FAULTS = int(os.environ.get("IG_JAX_CHAOS_FAULTS", "12"))
-STEPS = 60
+STEPS = 8 * FAULTS
 
 
 def start(workdir, fault=""):
@@ -29,6 +29,10 @@ def start(workdir, fault=""):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def last_step(workdir):
+    return max((line["step"] for line in read_metrics(workdir)), default=0)
 
 
 def damage(workdir, chance):
@@ -54,7 +58,7 @@ def test_random_faults_leave_no_trace_in_what_is_learnt(tmp_path):
     whole = start(tmp_path / "whole")
     assert "Traceback" not in whole.communicate(timeout=toy.HANGS)[0]
     for _ in range(FAULTS):
-        done = max((line["step"] for line in read_metrics(workdir)), default=0)
+        done = last_step(workdir)
         kind = chance.choice(("kill", "kill in a save", "SIGTERM", "SIGINT", "SIGHUP", "twice", "raise", "damage"))
         story.append(f"step {done}: {kind}")
         if kind == "damage":
@@ -65,9 +69,10 @@ def test_random_faults_leave_no_trace_in_what_is_learnt(tmp_path):
         inside = {"kill in a save": f"torn@{at - at % 4 + 4}:0", "raise": f"raise@{at}:0"}.get(kind, "")
         process = start(workdir, inside)
         if not inside:
-            deadline = time.monotonic() + chance.random() * 25  # before the first step, or at any later moment
-            while time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.01)
+            early = chance.random() < 0.3  # or stopped before the first step, in its imports or its compilation
+            while not early and process.poll() is None and last_step(workdir) < at:
+                time.sleep(0.05)
+            time.sleep(chance.random() * (8 if early else 0.3))
             for number in {"kill": ["SIGKILL"], "twice": ["SIGTERM", "SIGUSR1"]}.get(kind, [kind]):
                 process.send_signal(getattr(signal, number))
         output = process.communicate(timeout=toy.HANGS)[0]
