@@ -206,7 +206,7 @@ class Compilation:
         self._future = self._future or self._thread.submit(self._compiled)
 
     def _compiled(self) -> jax.stages.Compiled:
-        with self._startup.timed("step"):
+        with self._startup.timed("compile"):
             return self._lower().compile()
 
     def result(self) -> jax.stages.Compiled:

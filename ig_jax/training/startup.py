@@ -36,11 +36,11 @@ class Startup:
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Around a part of the start: "state" or "step", which a thread of its own compiles."""
+        """Around a part of the start: "state", or "compile", which is done in a thread of its own."""
         began, before = time.perf_counter(), len(self._programs)
         yield
         self._seconds[part] = time.perf_counter() - began
-        if part == "step":
+        if part == "compile":
             self._step_cached = ("cached", threading.get_ident()) in self._programs[before:]
 
     def begin(self, file: MetricsFile, step: int, changed: dict[str, tuple]) -> None:
@@ -68,10 +68,11 @@ class Startup:
         self._seconds["first_step"], self._ready = time.perf_counter() - self._began, True
         s = {name: round(seconds, 2) for name, seconds in self._seconds.items()}
         counts = {how: sum(how == made for made, _ in self._programs) for how in _EVENTS.values()}
-        how = f"from the cache in {s['step']} s" if self._step_cached else f"compiled in {s['step']} s"
+        how = f"{'from the cache' if self._step_cached else 'compiled'} in {s['compile']} s"
         print(
             f"ready       state in {s['state']} s; step {how}; first step {s['first_step']} s; "
             f"{counts['cached']} programs from the cache, {counts['compiled']} compiled",
             flush=True,
         )
-        self._file.add({"ready": {"step": moment.step, **s, "step_cached": self._step_cached, **counts}})
+        found = {"step": moment.step, "seconds": s, "step_cached": self._step_cached, "programs": counts}
+        self._file.add({"ready": found})
