@@ -147,7 +147,6 @@ class Experiment(Trained):
     run: RunConfig
 
     def __post_init__(self):
-        super().__post_init__()
         check(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
         self.loss.check_model(self.model, self.process)
         holds, of_pixels = self._promise.holds, self.latents.name == "pixels"
@@ -161,6 +160,7 @@ class Experiment(Trained):
         decodable = of_pixels or not previews or self.run.autoencoder != ""
         check(decodable, "run.preview_images", previews, expected, "set run.autoencoder")
         self.optimizer.check_model(self.model)
+        super().__post_init__()
 
     @property
     def _promise(self) -> BatchSpec:

@@ -416,7 +416,7 @@ def _load(checkpoint: str | os.PathLike, ema: str, mesh: Mesh) -> Pretrained:
     items, meta = ckpt.open_newest(checkpoint, wanted)
     item = _item(chosen["ema"])
     digest = hashlib.sha256(json.dumps(meta["arrays"][item], sort_keys=True).encode()).hexdigest()
-    labels, encoder = tuple(meta["labels"]), meta["data"].get("encoder", "").split(" ")[0]
+    labels, encoder = tuple(meta["labels"]), meta.get("data", {}).get("encoder", "").split(" ")[0]
     found = items[item], mesh, meta["step"], chosen["ema"], digest, labels
     return Pretrained(chosen["experiment"], *found, encoder=encoder, config=meta["config"])
 
