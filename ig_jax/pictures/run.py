@@ -27,7 +27,7 @@ def picture(lines: Sequence[dict], caption: str) -> np.ndarray:
         ("Gradient norm by depth", lambda axes: _by_point(axes, lines, ["gradient"], "")),
         ("Update norm by depth", lambda axes: _by_point(axes, lines, ["update"], "")),
         ("Norm of the whole gradient", lambda axes: _over_steps(axes, lines, "gradient_norm")),
-        ("Wall time", lambda axes: _seconds(axes, lines[-1])),
+        ("Wall time", lambda axes: _seconds(axes, lines)),
     ]
     across = 3
     width = 2 * LEFT + across * WIDTH + (across - 1) * ACROSS
@@ -93,8 +93,9 @@ def _mean(values: Sequence[float | None], limit: float) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _seconds(axes: Axes, line: dict) -> None:
+def _seconds(axes: Axes, lines: Sequence[dict]) -> None:
     """What the wall time over all starts was spent on."""
+    line: dict = next((line for line in reversed(lines) if "seconds/total" in line), {})
     total = line.get("seconds/total", 0.0)
     kinds = [name for name in line if name.startswith("seconds/") and name != "seconds/total"]
     if not total:

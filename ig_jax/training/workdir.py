@@ -81,8 +81,7 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 def last_sign_of_life(workdir: Path) -> tuple[float, float]:
     """(seconds after the first start of the run, the time) of the last line of metrics.jsonl, (0, 0) for none."""
-    lines = read_metrics(workdir)
-    alive = lines[-1].get("seconds/total", 0.0) if lines else 0.0
+    alive = next((line["seconds/total"] for line in reversed(read_metrics(workdir)) if "seconds/total" in line), 0.0)
     # An object in a bucket has no time that its library gives alike everywhere: then no time between is known.
     at = time.time() if is_remote(workdir) else (workdir / "metrics.jsonl").stat().st_mtime if alive else 0.0
     return alive, at
