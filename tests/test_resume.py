@@ -211,9 +211,9 @@ def test_a_run_elsewhere_compiles_nothing_anew_and_trains_the_same(tmp_path, mon
 
 
 def test_the_programs_used_last_are_kept_up_to_a_size(tmp_path):
-    for number, name in enumerate(("old", "used", "new")):
+    for number, name in enumerate(("used", "old", "new")):
         (tmp_path / f"{name}-cache").write_bytes(b"x" * 10)
-        os.utime(tmp_path / f"{name}-cache", (2 if name == "used" else 0, number))
+        os.utime(tmp_path / f"{name}-cache", (3 if name == "used" else 0, number))
     trim(tmp_path, 25)
     assert {path.name for path in tmp_path.iterdir()} == {"used-cache", "new-cache"}
 
