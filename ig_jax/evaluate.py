@@ -10,20 +10,20 @@
 The first ones use the InceptionV3 that `convert` wrote and write metrics.json with the whole recipe of each number;
 straight from a checkpoint nothing but features is stored. Run the same command again to resume. FD-CNN of the last is
 the Frechet distance on the features of a small CNN trained on the real training split (its checksum is stored with
-every number). It is not FID. Writes table.txt and table.json; an empty list of scales, as in --cfg_scales=, leaves that
-guidance out.
+every number). It is not FID. Writes table.txt and table.json, which grow by the checkpoints of, for instance,
+--checkpoint='runs/digits/checkpoints/*'; --cfg_scales=1, or an empty list, leaves that guidance out.
 """
 
 import dataclasses
 import functools
+import glob
 import itertools
 import json
+import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -41,13 +41,14 @@ from ig_jax.evaluation.features import InceptionNet
 from ig_jax.evaluation.image_sets import open_set
 from ig_jax.evaluation.reference import read_reference
 from ig_jax.evaluation.reference import write_reference as write
-from ig_jax.generation import decode, pretrained, sampler
-from ig_jax.generation.flags import Request, check_sampling, define_request, requested
+from ig_jax.generation import decode, pretrained
+from ig_jax.generation.flags import check_sampling, define_request, requested
 from ig_jax.generation.folder import IDENTITY
 from ig_jax.generation.labels import labels_for
 from ig_jax.parallel import processes
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.pictures.images import write_png
+from ig_jax.training.tensorboard import TensorBoard
 
 FLAGS = flags.FlagValues()
 _at: dict[str, Any] = {"flag_values": FLAGS}
@@ -114,8 +115,9 @@ def score(out: Path) -> None:
         if processes.is_first():
             print(request.model.summary(request.recipe), flush=True)
         what = {key: request.metadata[key] for key in (*IDENTITY, "labels_sha256") if key in request.metadata}
-        count = len(request.labels)
-        measured = scoring.measure(net, lambda start: sampled(request, start, batch_size), count, folder, what)
+        asked = request.model, request.recipe, request.labels, request.seed
+        batches = functools.partial(scoring.sampled, *asked, batch_size)
+        measured = scoring.measure(net, batches, len(request.labels), folder, what)
     reference = scoring.completed(reference, net, batch_size, out / "reference_features")
     numbers, how = scoring.results(measured, reference, size, notes)
     scoring.report(notes)
@@ -167,10 +169,10 @@ def explore(out: Path) -> None:
 
     def score_point(point: search.Point) -> dict:
         recipe = request.recipe.replace(**{key: value for key, value in point.items() if key != "ema"})
-        asked = request._replace(recipe=recipe, model=models[point.get("ema", request.model.ema)])
+        asked = models[point.get("ema", request.model.ema)], recipe, request.labels, request.seed
         if processes.is_first():
             print(f"sweep       {json.dumps(point)}", flush=True)
-        batches = lambda start: sampled(asked, start, batch_size)
+        batches = functools.partial(scoring.sampled, *asked, batch_size)
         found = scoring.measure(net, batches, len(request.labels), out / "features", what | {"point": point})
         numbers = scoring.distances(found, reference) | {"inception_score": found.in_order.mean}
         processes.wait_for_all("the point is measured")
@@ -184,17 +186,11 @@ def explore(out: Path) -> None:
         for name, content in (("table.txt", text), ("best.json", json.dumps(best | request.metadata, indent=2))):
             with atomic_file(out / name) as file:
                 file.write(f"{content}\n".encode())
-        write_png(out / "sweep.png", search.picture(rows))
+        picture = search.picture(rows)
+        write_png(out / "sweep.png", picture)
+        with TensorBoard(out) as tensorboard:
+            tensorboard.image(request.model.step, "sweep", picture)
         print(text)
-
-
-def sampled(request: Request, start: int, batch_size: int) -> Iterator[tuple[np.ndarray, jax.Array]]:
-    """Batches of images of a request from sample `start` on, on the devices; the next one is dispatched already."""
-    indices, model = np.arange(start, len(request.labels)), request.model
-    given: dict[str, Any] = dict(seed=request.seed, batch_size=batch_size, indices=indices)
-    for batch in model.batches(request.recipe, request.labels[start:].tolist(), **given):
-        sampler.check_finite(sampler.local_rows(batch.latents, len(batch.indices))[1], request.recipe)
-        yield batch.indices, model.decode(batch.latents)
 
 
 def write_reference(path: Path) -> None:
@@ -217,40 +213,49 @@ def write_reference(path: Path) -> None:
 
 
 def compare(out: Path) -> None:
-    """The table of FD-CNN and class agreement over a sweep of scales."""
-    checkpoint = cli.required(FLAGS["checkpoint"])
+    """The table of FD-CNN and class agreement over a sweep of scales, of one checkpoint or of several."""
     for name, default in (("num", 2000), ("batch_size", 500)):
         FLAGS[name].value = FLAGS[name].value or default
-    model = pretrained.load(checkpoint, ema=FLAGS.ema, autoencoder=FLAGS.autoencoder)
-    headed = model.experiment.model.inter_depth or IG_SCALES.present
-    ig_scales, cfg_scales = _scales(IG_SCALES) if headed else [], _scales(CFG_SCALES)
-    for w, s in itertools.product([1.0, *ig_scales], [1.0, *cfg_scales]):
-        model.check(model.recipe.replace(ig_scale=w, cfg_scale=s))
-    decode.check_decodable(model.experiment.latents, model.autoencoder)
-    data = stored.data(model.config, checkpoint)
-    if DATA.value:
-        named: dict[str, Any] = dict(source="tfds", name=DATA.value, folder="", pad=0, mirrored=bool(data.mirrored))
-        data = dataclasses.replace(data, **named, holds="pixels", dtype="uint8")
-    what = {
-        "checkpoint": model.digest,
-        "step": model.step,
-        "ema": model.ema,
-        "num": FLAGS.num,
-        "seed": FLAGS.seed,
-        "autoencoder": model.autoencoder.digest if model.autoencoder else None,
-        "ig_scales": ig_scales,
-        "cfg_scales": cfg_scales,
-        "data": dataclasses.asdict(data),
-    }
-    if not _is_finished(out, what):
-        evaluator = make_evaluator(model, data, out, local_path(CLASSIFIER.value or out, "--classifier"))
-        rows = measured(model, evaluator, ig_scales, cfg_scales)
-        real = evaluator.real(min(FLAGS.num, len(evaluator.test)))
-        found = {"what": what, "versions": versions(), "real": real, "rows": rows}
-        for name, text in (("table.txt", report.summary(rows, real)), ("table.json", json.dumps(found, indent=2))):
-            with atomic_file(out / name) as file:
-                file.write(f"{text}\n".encode())
+    evaluator = None
+    for checkpoint in _matching(cli.required(FLAGS["checkpoint"])):
+        model = pretrained.load(checkpoint, ema=FLAGS.ema, autoencoder=FLAGS.autoencoder)
+        headed = model.experiment.model.inter_depth or IG_SCALES.present
+        ig_scales, cfg_scales = _scales(IG_SCALES) if headed else [], _scales(CFG_SCALES)
+        for w, s in itertools.product([1.0, *ig_scales], [1.0, *cfg_scales]):
+            model.check(model.recipe.replace(ig_scale=w, cfg_scale=s))
+        decode.check_decodable(model.experiment.latents, model.autoencoder)
+        data = stored.data(model.config, checkpoint)
+        if DATA.value:
+            named: dict[str, Any] = dict(source="tfds", name=DATA.value, folder="", pad=0, mirrored=bool(data.mirrored))
+            data = dataclasses.replace(data, **named, holds="pixels", dtype="uint8")
+        what = {
+            "num": FLAGS.num,
+            "seed": FLAGS.seed,
+            "autoencoder": model.autoencoder.digest if model.autoencoder else None,
+            "ig_scales": ig_scales,
+            "cfg_scales": cfg_scales,
+            "data": dataclasses.asdict(data),
+        }
+        found = report.stored(out, what)
+        whose = {"checkpoint": model.digest, "step": model.step, "ema": model.ema}
+        if not report.holds(found, whose, out):
+            evaluator = evaluator or make_evaluator(
+                model, data, out, local_path(CLASSIFIER.value or out, "--classifier")
+            )
+            rows = [row | whose for row in measured(model, evaluator, ig_scales, cfg_scales)]
+            found |= {"versions": versions(), "real": evaluator.real(min(FLAGS.num, len(evaluator.test)))}
+            report.write(out, found | {"rows": found["rows"] + rows})
     print((out / "table.txt").read_text(), end="")
+
+
+def _matching(pattern: str) -> list[str]:
+    """The checkpoints of a pattern such as RUN/checkpoints/*, by their steps; any other text is the one it names."""
+    if not any(sign in pattern for sign in "*?["):
+        return [pattern]
+    paths = map(Path, glob.glob(os.path.expanduser(pattern)))
+    found = [path for path in paths if path.is_dir() and "tmp" not in path.name]
+    check(bool(found), "--checkpoint", pattern, "a pattern that matches a directory")
+    return [str(path) for path in sorted(found, key=lambda path: (len(path.name), path.name))]
 
 
 def make_evaluator(model: pretrained.Pretrained, data: DataConfig, out: Path, folder: Path) -> sweep.Evaluator:
@@ -286,21 +291,11 @@ def measured(
 
 
 def _scales(flag: flags.FlagHolder) -> list[float]:
+    """The scales of a flag; 1 is the row without that guidance, which is always there."""
     try:
-        values = [float(part) for part in flag.value if part]
+        return [scale for scale in map(float, filter(None, flag.value)) if scale != 1.0]
     except ValueError:
-        values = [1.0]
-    if 1.0 in values:
-        expected = "numbers other than 1 (off), as 1.5,2"
-        raise UserError(name=f"--{flag.name}", value=",".join(flag.value), expected=expected)
-    return values
-
-
-def _is_finished(out: Path, what: dict) -> bool:
-    try:
-        return json.loads((out / "table.json").read_text())["what"] == what
-    except (OSError, ValueError, KeyError):
-        return False
+        raise UserError(name=f"--{flag.name}", value=",".join(flag.value), expected="numbers, as 1.5,2") from None
 
 
 if __name__ == "__main__":

@@ -33,10 +33,11 @@ def main() -> None:
     cli.quiet_libraries()
     keep_compilations(workdir)
     # Late: brings Orbax and grain, and bad input should fail at once.
+    from ig_jax.evaluation import while_training
     from ig_jax.training.loop import train
 
     with processes.together(FLAGS):
-        train(experiment, workdir)
+        train(experiment, workdir, evaluation=while_training.hooks)
     signals.ignore()
 
 

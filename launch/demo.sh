@@ -43,7 +43,7 @@ Done. Look at
   $work/previews/               samples as training went on
   $work/evaluation/demo.txt     the table above; table.json has every number with its recipe
   $work/checkpoints/            Orbax checkpoints: this directory is all that sampling needs
-  $work/tensorboard/            $python -m tensorboard.main --logdir $work/tensorboard
+  losses and previews           $python -m tensorboard.main --logdir $work
 Try next
   $python -m ig_jax.sample --checkpoint=$work --out=$work/sevens --labels=7 --ig_scale=2
   $python -m ig_jax.visualize gap --checkpoint=$work --out=$work/gap

@@ -47,9 +47,8 @@ def main(kind: str, step: int, process: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Checkpoints.save = faulty_save
-    loop.train = lambda experiment, workdir: sound(
-        experiment, workdir, [hooks.Hook(1, fault, first_process_only=False)]
-    )
+    hook = hooks.Hook(1, fault, first_process_only=False)
+    loop.train = lambda experiment, workdir, **more: sound(experiment, workdir, [hook], **more)
     signals.leave_at_once()
     cli.run(train.main, train.FLAGS, train.__doc__)
 

@@ -8,10 +8,12 @@ import jax
 import pytest
 import tiny_checkpoint as tiny
 import toy
+from refusal import refused
 
 from ig_jax import evaluate
 from ig_jax.base import cli
-from ig_jax.evaluation import classifier
+from ig_jax.evaluation import classifier, report
+from ig_jax.generation import pretrained
 
 
 def run(monkeypatch, *arguments) -> None:
@@ -109,17 +111,30 @@ def test_data_that_are_not_on_this_machine_are_refused(converted, tmp_path, monk
     assert "nowhere" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_two_evaluations_share_a_classifier_and_a_guidance_may_be_left_out(converted, tmp_path, monkeypatch, capsys):
-    """One row without guidance, and the classifier of the first evaluation."""
-    flags = [f"--checkpoint={converted}", "--data=ig_digits", "--num=20", "--batch_size=20", "--ig_scales="]
-    flags.append(f"--classifier={tmp_path / 'shared'}")
-    run(monkeypatch, *flags, f"--out={tmp_path / 'a'}", "--cfg_scales=1.5")
+def test_a_table_grows_by_a_checkpoint_and_is_never_overwritten(converted, tmp_path, monkeypatch, capsys):
+    """Rows without guidance; one classifier for all evaluations."""
+    for step in (5, 12):
+        model = dataclasses.replace(pretrained.load(converted), step=step)
+        params = {name: value * step for name, value in model.params.items()}
+        dataclasses.replace(model, params=params).save(tmp_path / "run")
+    flags = ["--data=ig_digits", "--num=20", "--batch_size=20", "--ig_scales=", f"--classifier={tmp_path / 'shared'}"]
+    out = tmp_path / "out"
+    run(monkeypatch, *flags, f"--checkpoint={converted}", f"--out={tmp_path / 'a'}", "--cfg_scales=1.5")
     monkeypatch.setattr(classifier, "train_classifier", lambda *a, **k: pytest.fail("trained again"))
-    run(monkeypatch, *flags, f"--out={tmp_path / 'b'}", "--cfg_scales=")
-    first, second = (json.loads((tmp_path / name / "table.json").read_text())["rows"] for name in "ab")
-    assert [row["kind"] for row in first] == ["none", "CFG"] and second == first[:1]
+    run(monkeypatch, *flags, f"--checkpoint={converted}", f"--out={out}", "--cfg_scales=1")
+    steps = f"--checkpoint={tmp_path / 'run' / 'checkpoints' / '*'}"
+    run(monkeypatch, *flags, steps, f"--out={out}", "--cfg_scales=1")
+    first, rows = (json.loads((path / "table.json").read_text())["rows"] for path in (tmp_path / "a", out))
+    assert [row["kind"] for row in first] == ["none", "CFG"] and rows[0] == first[0]
+    assert [(row["kind"], row["step"]) for row in rows] == [("none", 0), ("none", 5), ("none", 12)]
+    assert "step 12: no guidance" in (out / "table.txt").read_text()
     assert len(list((tmp_path / "shared").iterdir())) == 1
     capsys.readouterr()
     monkeypatch.setattr(classifier, "trained_once", lambda *a, **k: pytest.fail("measured again"))
-    run(monkeypatch, *flags, f"--out={tmp_path / 'b'}", "--cfg_scales=")
-    assert capsys.readouterr().out == (tmp_path / "b" / "table.txt").read_text()
+    run(monkeypatch, *flags, steps, f"--out={out}", "--cfg_scales=1")
+    assert capsys.readouterr().out == (out / "table.txt").read_text()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *flags, steps, f"--out={out}", "--cfg_scales=1", "--num=30")
+    assert "num=30 must be 20, as of the rows that are in" in capsys.readouterr().err
+    with refused("step 0", fix="another --out"):
+        report.holds({"rows": rows}, rows[0] | {"checkpoint": "f" * 64}, out)

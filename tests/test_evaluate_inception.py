@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import inception_files as files
 import jax
@@ -14,9 +15,12 @@ from PIL import Image
 from ig_jax import evaluate
 from ig_jax.base import cli
 from ig_jax.checkpoints import inception as checkpoint
-from ig_jax.evaluation import features, rows, scoring
+from ig_jax.evaluation import features, rows, scoring, while_training
 from ig_jax.evaluation.frechet import frechet_distance
+from ig_jax.generation import pretrained
+from ig_jax.generation.labels import labels_for
 from ig_jax.models import inception
+from ig_jax.parallel.mesh import make_mesh
 
 COUNT = 24
 KEYS = [*scoring.KEYS, "count", "reference_count", "recipe"]
@@ -124,6 +128,9 @@ def test_a_checkpoint_is_measured_without_files_and_against_a_written_reference(
     assert (found["count"], found["reference_count"]) == (12, 8) and found["sfid"] > 0 and found["kid"] is not None
     assert (metadata["seed"], metadata["labels"], metadata["recipe"]["ig_scale"]) == (3, "random", 2.0)
     assert [path.name for path in out.iterdir()] == ["metrics.json"]
+    assert while_training_fid(e, directory, reference, place, tmp_path, monkeypatch) == pytest.approx(
+        found["fid"], rel=1e-4
+    )
     # Statistics alone, as of EDM: what needs rows or spatial features cannot be had.
     with np.load(reference) as stored:
         np.savez(tmp_path / "edm.npz", mu=stored["mu"], sigma=stored["sigma"])
@@ -133,6 +140,19 @@ def test_a_checkpoint_is_measured_without_files_and_against_a_written_reference(
         *("sfid", "inception_score_std", "precision", "recall", "kid", "kid_std", "mind", "reference_count")
     ]
     assert other["fid"] == pytest.approx(found["fid"], rel=1e-4)  # another batch size
+
+
+def while_training_fid(e, directory, reference, place, tmp_path, monkeypatch) -> float:
+    """What the hook of a run with these weights writes, for the samples of the command above."""
+    monkeypatch.setattr(while_training, "BATCH", 8)
+    monkeypatch.setattr(while_training, "labels_for", lambda *a: labels_for(a[0], "random", *a[2:]))
+    asked = dict(evaluate_every=1, evaluate_samples=12, inception=str(place[0] / "in"), reference=str(reference))
+    e = toy.replace(e, seed=3, run=toy.replace(e.run, **asked), sample=e.sample.replace(ig_scale=2.0))
+    (hook,) = while_training.hooks(e, make_mesh(), tmp_path)
+    written, ema = {}, {e.ema.names[0]: pretrained.load(directory).params}
+    records = SimpleNamespace(write=lambda step, values: written.update(values))
+    hook.action(SimpleNamespace(step=0, state=SimpleNamespace(ema=ema), records=records))
+    return written["fid_12"]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +198,7 @@ def test_a_sweep_searches_a_grid_then_around_its_best_and_resumes(place, tmp_pat
     assert tuple(stored["point"].values()) == best
     printed = capsys.readouterr().out
     assert printed.endswith((out / "table.txt").read_text()) and (out / "sweep.png").stat().st_size > 1000
+    assert len(list(out.glob("events.out.tfevents.*"))) == 1
     monkeypatch.setattr(scoring, "measure", lambda *a: pytest.fail("measured again") if "point" in a[4] else None)
     monkeypatch.setattr(scoring, "completed", lambda reference, *a: reference)
     run(monkeypatch, *given)

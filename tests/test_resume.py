@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from types import ModuleType
 
 import jax
+import numpy as np
 import pytest
 import toy
 from refusal import refused
 
 from ig_jax.base.compilations import trim
-from ig_jax.base.errors import BAD_INPUT, RESUMABLE, Preempted
+from ig_jax.base.errors import BAD_INPUT, RESUMABLE
 from ig_jax.checkpoints.steps import Checkpoints
 from ig_jax.generation import pretrained
 from ig_jax.training import goodput, resume
@@ -34,10 +36,19 @@ def command(workdir, *more):
     return ["ig_jax.train", "--config=configs/digits.py", f"--workdir={workdir}", *FLAGS, *more]
 
 
-def launch(workdir, *more):
-    """The same command as a process in the background."""
+# Trains, and ends with another code where TensorFlow was imported.
+NO_TENSORFLOW = """
+import atexit, os, runpy, sys
+atexit.register(lambda: "tensorflow" in sys.modules and os._exit(9))
+runpy.run_module("ig_jax.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def launch(workdir, *more, code=""):
+    """The same command as a process in the background; or a program that runs it."""
+    module, *flags = command(workdir, *more)
     return subprocess.Popen(
-        [sys.executable, "-m", *command(workdir, *more)],
+        [sys.executable, *(["-c", code] if code else ["-m", module]), *flags],
         cwd=toy.ROOT,
         text=True,
         env=toy.environment(),
@@ -98,7 +109,9 @@ def test_a_run_says_what_it_does_and_leaves_what_it_promises(uninterrupted):
         assert words in done.stdout
     assert f"{STEPS}/{STEPS} steps" in done.stderr and "steps/s" in done.stderr and "left 0:00" in done.stderr
     assert set(metrics(workdir)) == set(range(1, STEPS + 1))
-    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    assert f"saved step {STEPS} in {workdir}" in done.stdout and "ig_jax.sample --checkpoint=" in done.stdout
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+    assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0]).keys() > set(toy.SPEED)
     assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == STEPS
     assert {"sigma/cosine", "gradient", "update", "goodput", "seconds/total"} <= set(read_metrics(workdir)[-1])
     left = [path.read_bytes() for path in workdir.rglob("*") if path.is_file()]
@@ -134,8 +147,14 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(uninterrupted, tmp_pa
 
 
 def test_asked_to_stop_it_saves_and_says_that_it_can_resume(uninterrupted, tmp_path):
-    process = launch(tmp_path, "--config.run.steps=1000000")
+    process = launch(tmp_path, "--config.run.steps=1000000", code=NO_TENSORFLOW)
     wait_for_step(tmp_path, process, 1)
+    process.stdout.close()  # of a `tee` that died: nothing it printed is read any more
+    assert process.wait(timeout=toy.HANGS) == RESUMABLE
+    stopped_at = max(metrics(tmp_path))
+    assert (tmp_path / "checkpoints" / str(stopped_at)).is_dir()
+    process = launch(tmp_path, "--config.run.steps=1000000")
+    wait_for_step(tmp_path, process, stopped_at + 1)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # an impatient launcher changes nothing
     output = process.communicate(timeout=toy.HANGS)[0]
@@ -240,30 +259,33 @@ def test_lines_of_metrics_that_are_none_are_dropped(tmp_path):
     ]
 
 
-class FullDisk:
-    """A writer of event files on a disk that is full."""
-
-    def __init__(self, directory):
-        pass
-
-    def write_scalars(self, step, values):
-        raise OSError(28, "No space left on device")
-
-    def close(self):
-        pass
+def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    full = lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    with refused("tensorboard", str(tmp_path), fix="free space", says="No space left"), TensorBoard(tmp_path) as board:
+        board.scalars(1, {"a": 1.0})
 
 
-def test_tensorboard_on_a_full_disk_is_one_line_and_hides_nothing(tmp_path, monkeypatch, capsys):
-    from clu import metric_writers
+def test_tensorboard_shows_a_resumed_run_once_with_its_settings(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", ModuleType("notf"))  # or it reads with TensorFlow
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+    from tensorboard.plugins.hparams import metadata
 
-    monkeypatch.setattr(metric_writers, "SummaryWriter", FullDisk)
-    with refused("tensorboard", str(tmp_path / "tensorboard"), fix="free space", says="No space left"):
-        with TensorBoard(tmp_path) as tensorboard:
-            tensorboard.scalars(1, {"a": 1.0})
-    with pytest.raises(Preempted), TensorBoard(tmp_path) as tensorboard:
-        tensorboard.scalars(1, {"a": 1.0})
-        raise Preempted("SIGTERM at step 1")
-    assert "ig_jax: warning: TensorBoard logs" in capsys.readouterr().err
+    (tmp_path / "lr1").mkdir()
+    for start, value in ((0, 1.0), (1, 2.0)):
+        with TensorBoard(tmp_path / "lr1") as board:
+            board.begin(start, {"run.steps": 4, "optimizer.name": "adamw", "ema.decays": (0.9,)})
+            for step in range(start + 1, start + 3):
+                board.scalars(step, {"loss/total": value})
+            board.image(start + 1, "preview", np.zeros((2, 3, 3), np.uint8))
+    found = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    assert list(found.Runs()) == ["lr1"]
+    scalars = [(event.step, event.value) for event in found.Scalars("lr1", "loss/total")]
+    assert scalars == [(1, 1.0), (2, 2.0), (3, 2.0)]
+    assert [event.step for event in found.Images("lr1", "preview")] == [1, 2]
+    assert b"run.steps = 4" in found.Tensors("lr1", "config")[0].tensor_proto.string_val[0]
+    content = found.SummaryMetadata("lr1", metadata.SESSION_START_INFO_TAG).plugin_data.content
+    assert metadata.parse_session_start_info_plugin_data(content).hparams["run.steps"].number_value == 4
 
 
 def test_other_data_are_refused_on_resume(uninterrupted):

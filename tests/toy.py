@@ -41,6 +41,9 @@ MODEL = dit.DiTConfig(
     remat="none",
 )
 
+# What a line of metrics.jsonl says of the time since the line before.
+SPEED = ("time", "steps_per_second", "data_wait")
+
 # Seconds after which a process counts as hung: ten times what any needs, so that a busy machine breaks no test.
 HANGS = 600
 
@@ -170,7 +173,7 @@ def replace(config, **changes):
 
 def learnt(line: dict) -> dict:
     """A line of metrics.jsonl without what depends on the clock."""
-    return {name: value for name, value in line.items() if not name.startswith(("seconds/", "goodput"))}
+    return {name: value for name, value in line.items() if not name.startswith(("seconds/", "goodput", *SPEED))}
 
 
 def scalars(metrics: dict) -> dict[str, float]:

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -44,8 +45,6 @@ def run(main: Callable[..., None], values: flags.FlagValues, doc: str, words: tu
     except (Exception, KeyboardInterrupt) as error:
         if verdict(error)[1] == errors.BUG:
             raise
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in its buffer
         sys.exit(report(error, bool(values["debug"].value)))
 
 
@@ -61,7 +60,7 @@ def verdict(error: BaseException) -> tuple[str, int]:
         case KeyboardInterrupt():
             return f"SIGINT; {AGAIN}", errors.RESUMABLE
         case BrokenPipeError():
-            return f"the reader of standard output is gone; {AGAIN}", errors.RESUMABLE
+            return f"no reader of the output; {AGAIN}", errors.RESUMABLE
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             what = f" ({error.filename})" if error.filename else ""
             return f"{error.strerror}{what}; free space and rerun the same command", errors.BAD_INPUT
@@ -72,6 +71,7 @@ def verdict(error: BaseException) -> tuple[str, int]:
 
 def report(error: BaseException, debug: bool = False) -> int:
     """Print what ended a command, the traceback of a bug included; its exit code."""
+    drop_dead_streams()
     line, code = verdict(error)
     if debug or code == errors.BUG:
         traceback.print_exception(error)
@@ -141,6 +141,18 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def drop_dead_streams() -> bool:
+    """Turn output that nobody reads any more, what is in its buffer included, to the null device; whether any was."""
+    found = False
+    for number in (1, 2):
+        poll = select.poll()
+        poll.register(number, 0)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            found = True
+    return found
+
+
 def let_tpu_compiler_sleep() -> None:
     """Choose the CPU where the TPU compiler is installed (for preflight) and no accelerator is.
 
@@ -180,6 +192,6 @@ def collect_less_often() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep TensorFlow's start-up messages off the terminal; it only writes event files here."""
+    """Keep TensorFlow's start-up messages off the terminal; TFDS decodes images with it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

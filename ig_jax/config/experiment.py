@@ -53,6 +53,10 @@ class RunConfig:
         checkpoint_minutes: a checkpoint also so long after the last one, 0 for never.
         skip_limit: steps skipped in a row after which a run goes back to its last checkpoint, once.
         skip_leaps: also skip losses so many standard deviations above the recent ones; 0 for never.
+        evaluate_every: steps between two measures of the loss on data.test_split and, where it can be done, of samples.
+        evaluate_samples: measured by FID, or for images of at most 32 pixels without `inception` by FD-CNN; 0 for none.
+        inception: directory of the InceptionV3 that `convert` wrote.
+        reference: as --reference of `evaluate`.
         step_deadline: seconds after which a step counts as hung; 0 for 10 median steps, at least 120.
     """
 
@@ -66,13 +70,20 @@ class RunConfig:
     checkpoint_minutes: float = 15.0
     skip_limit: int = 10
     skip_leaps: float = 0.0
+    evaluate_every: int = 0
+    evaluate_samples: int = 10_000
+    inception: str = ""
+    reference: str = ""
     step_deadline: float = 0.0
 
     def __post_init__(self):
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("preview_every", "preview_images", "checkpoint_minutes", "skip_leaps", "step_deadline"):
+        counts = ("preview_every", "preview_images", "evaluate_every", "evaluate_samples")
+        for name in (*counts, "checkpoint_minutes", "skip_leaps", "step_deadline"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        given = bool(self.inception) == bool(self.reference)
+        check(given, "(inception, reference)", (self.inception, self.reference), "given together")
 
 
 @dataclasses.dataclass(frozen=True)

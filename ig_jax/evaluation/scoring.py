@@ -12,6 +12,7 @@ import numpy as np
 from ig_jax.base.errors import check
 from ig_jax.base.progress import Progress
 from ig_jax.base.versions import versions
+from ig_jax.diffusion.recipe import Recipe
 from ig_jax.evaluation import rows as row_metrics
 from ig_jax.evaluation.features import InceptionNet, Store, stream
 from ig_jax.evaluation.frechet import GaussianStats, frechet_distance
@@ -19,6 +20,8 @@ from ig_jax.evaluation.image_sets import ImageSet
 from ig_jax.evaluation.inception_score import SHUFFLED, InceptionScore
 from ig_jax.evaluation.metrics import FrechetDistance
 from ig_jax.evaluation.reference import Moments, Reference
+from ig_jax.generation import sampler
+from ig_jax.generation.pretrained import Pretrained
 from ig_jax.models.inception import FEATURES
 from ig_jax.parallel import processes
 
@@ -70,6 +73,17 @@ def measure(net: InceptionNet, batches: Batches, count: int, folder: Path, what:
     scores = {name: metrics[name].compute() for name in ("in_order", "shuffled") if name in metrics}
     stats = {name: metrics[name].stats for name in ("pool", "spatial")}
     return Measured(count, stats, metrics["rows"].compute(), scores["in_order"], scores.get("shuffled"))
+
+
+def sampled(
+    model: Pretrained, recipe: Recipe, labels: np.ndarray, seed: int, batch_size: int, start: int
+) -> Iterator[tuple[np.ndarray, jax.Array]]:
+    """Batches of images from sample `start` on, on the devices; the next one is dispatched already."""
+    chosen = labels[start:].tolist()
+    indices = np.arange(start, len(labels))
+    for batch in model.batches(recipe, chosen, seed=seed, batch_size=batch_size, indices=indices):
+        sampler.check_finite(sampler.local_rows(batch.latents, len(batch.indices))[1], recipe)
+        yield batch.indices, model.decode(batch.latents)
 
 
 def measure_set(net: InceptionNet, images: ImageSet, batch_size: int, folder: Path) -> Measured:

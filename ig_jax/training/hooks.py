@@ -16,18 +16,15 @@ from ig_jax.base.progress import Progress
 from ig_jax.base.signals import AGAIN
 from ig_jax.checkpoints.steps import Checkpoints
 from ig_jax.config.experiment import Experiment
-from ig_jax.diffusion import curves
 from ig_jax.generation import captions, decode
 from ig_jax.generation.labels import labels_for
 from ig_jax.generation.sampler import Program, sample_latents
 from ig_jax.parallel import processes
 from ig_jax.pictures import images
 from ig_jax.training.goodput import Goodput
+from ig_jax.training.records import Records, Window
 from ig_jax.training.saving import SaveClock
 from ig_jax.training.state import TrainState
-from ig_jax.training.tensorboard import TensorBoard
-from ig_jax.training.waiting import Waiting
-from ig_jax.training.workdir import MetricsFile
 
 SAVE = "save"  # what a process asks for when a checkpoint is due by the clock
 
@@ -42,22 +39,15 @@ class Moment:
     last: bool  # whether this was the last step
     stopping: str  # the signal that asked the run to stop, or ""
     progress: Progress
+    records: Records
     saving: bool = False  # whether the last checkpoint is so old that this step is saved
 
     @functools.cached_property
     def values(self) -> dict[str, float]:
         """The metrics on the host; those that are not finite, as in a skipped step, are left out."""
-        values = {name: float(value) for name, value in jax.device_get(self._of(False)).items()}
+        scalars = {name: value for name, value in self.metrics.items() if isinstance(value, jax.Array)}
+        values = {name: float(value) for name, value in jax.device_get(scalars).items()}
         return {name: value for name, value in values.items() if math.isfinite(value)}
-
-    @functools.cached_property
-    def curves(self) -> dict[str, dict]:
-        """Values by noise level and by depth, see diffusion/curves.py."""
-        found = [curves.plain(name, curve) for name, curve in jax.device_get(self._of(True)).items()]
-        return {name: curve for each in found for name, curve in each.items()}
-
-    def _of(self, curve: bool) -> dict:
-        return {name: value for name, value in self.metrics.items() if isinstance(value, curves.Curve) == curve}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,18 +100,30 @@ def watch(every: int, limit: int, trained: Sequence[str]) -> Hook:
     return Hook(every, action, first_process_only=False)
 
 
-def write_metrics(every: int, directory: Path, start: int, goodput: Goodput) -> Hook:
-    """A line of metrics.jsonl; before a save, so that a step that is resumed from has its line."""
-    written = MetricsFile(directory, start) if processes.is_first() else None
-    return Hook(every, lambda m: written.write(m.step, m.values | m.curves | goodput.metrics()) if written else None)
+def log(every: int, window: Window) -> Hook:
+    """A line of the window's means and speed, in the records and on the terminal.
+
+    Before a save, so that a step that is resumed from has its line.
+    """
+
+    def action(moment: Moment) -> None:
+        values = window.close()
+        moment.records.write(moment.step, values)
+        if processes.is_first():
+            losses = {name.removeprefix("loss/"): v for name, v in values.items() if name.startswith("loss/")}
+            shown = [f"{name} {losses[name]:.4f}" for name in sorted(losses, key=lambda name: name != "total")]
+            shown.append(f"data_wait {values['data_wait']:.1%}")
+            moment.progress.show(*shown, rate=values["steps_per_second"])
+
+    return Hook(every, action, first_process_only=False)
 
 
 def save(every: int, saver: Checkpoints, meta: dict, clock: SaveClock, goodput: Goodput) -> Hook:
     """A checkpoint; a run that was asked to stop leaves here.  Raises: Preempted."""
 
     def action(moment: Moment) -> None:
-        with clock.saving():
-            saver.save(moment.step, moment.state.items(), meta | {"goodput": goodput.carried()})
+        clock.begin()
+        saver.save(moment.step, moment.state.items(), meta | {"goodput": goodput.carried()})
         if moment.stopping and not moment.last:
             saver.wait()
             processes.wait_for_all("the last step is saved")
@@ -130,24 +132,7 @@ def save(every: int, saver: Checkpoints, meta: dict, clock: SaveClock, goodput: 
     return Hook(every, action, first_process_only=False, when_stopping=True, spends="checkpoint")
 
 
-def log(
-    every: int, tensorboard: TensorBoard, batch_size: int, waiting: Waiting, clock: SaveClock, goodput: Goodput
-) -> Hook:
-    """The metrics, the rate and the share of waiting for data, in TensorBoard and on the terminal."""
-
-    def action(moment: Moment) -> None:
-        rate, waited = moment.progress.rate(), waiting.share()
-        speed = {"steps_per_second": rate, "data_wait": waited, "checkpoint_share": clock.share()}
-        tensorboard.scalars(moment.step, {**moment.values, **speed, **goodput.metrics()})
-        losses = [f"{n.removeprefix('loss/')} {v:.4f}" for n, v in moment.values.items() if n.startswith("loss/")]
-        moment.progress.show(
-            f"{'  '.join(losses)}  {rate:.2f} steps/s  {rate * batch_size:,.0f} images/s  data_wait {waited:.1%}"
-        )
-
-    return Hook(every, action)
-
-
-def preview(experiment: Experiment, mesh: jax.sharding.Mesh, directory: Path, tensorboard: TensorBoard) -> Hook:
+def preview(experiment: Experiment, mesh: jax.sharding.Mesh, directory: Path) -> Hook:
     """A sheet of images sampled by the config's recipe from the first EMA, as a PNG file and in TensorBoard.
 
     Latents are decoded by the autoencoder of config.run. Every process samples its part; the first one writes.
@@ -183,7 +168,7 @@ def preview(experiment: Experiment, mesh: jax.sharding.Mesh, directory: Path, te
             picture = plots.sheet(sampled[order], columns=columns, caption=caption)
             (directory / "previews").mkdir(exist_ok=True)
             images.write_png(directory / "previews" / f"step_{moment.step:07d}.png", picture)
-            tensorboard.image(moment.step, picture)
+            moment.records.image(moment.step, "preview", picture)
 
     every = e.run.preview_every or e.run.steps  # 0: only after the last step
     return Hook(every if count else 0, action, first_process_only=False, patience=10, spends="evaluation")

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from ig_jax.base import cli
 from ig_jax.base.errors import Diverged
 from ig_jax.base.files import atomic_file
-from ig_jax.base.progress import Progress
+from ig_jax.base.progress import Progress, duration
 from ig_jax.base.signals import StopRequest
 from ig_jax.base.versions import versions
 from ig_jax.checkpoints import steps as checkpoints
@@ -27,9 +29,11 @@ from ig_jax.parallel.peers import Agreement
 from ig_jax.parallel.sharding import from_local_rows, local_row_numbers
 from ig_jax.training import hooks, resume, workdir
 from ig_jax.training.goodput import Goodput
+from ig_jax.training.held_out import held_out
 from ig_jax.training.initialise import encoder_weights, starting_weights
 from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
+from ig_jax.training.records import Records, Window
 from ig_jax.training.saving import SaveClock
 from ig_jax.training.startup import Startup
 from ig_jax.training.state import TrainState, born_sharded, restored
@@ -38,14 +42,21 @@ from ig_jax.training.tensorboard import TensorBoard
 from ig_jax.training.waiting import Waiting
 from ig_jax.training.watchdog import Watchdog
 
+Evaluation = Callable[[Experiment, Mesh, Path], Sequence[hooks.Hook]]  # of a run in a work directory
 
-def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hook] = ()) -> TrainState:
+
+def train(
+    experiment: Experiment,
+    directory: str,
+    more_hooks: Sequence[hooks.Hook] = (),
+    evaluation: Evaluation = lambda *run: (),
+) -> TrainState:
     """Train to config.run.steps in the work directory, resuming whatever is there.
 
-    more_hooks: called after those of the loop itself: metrics, checkpoint, log, preview.
+    more_hooks: called after those of the loop itself; `evaluation`: makes more of them, once the data are opened.
     Raises: UserError for bad input, Diverged for a loss that is not finite, Preempted after a signal.
     """
-    e, path, goodput = experiment, workdir.prepare(directory), Goodput()
+    e, path, goodput, began = experiment, workdir.prepare(directory), Goodput(), time.monotonic()
     with contextlib.ExitStack() as stack:
         processes.first_alone(lambda: stack.enter_context(workdir.Lease(path)) if processes.is_first() else None)
 
@@ -91,6 +102,7 @@ def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hoo
         with goodput.during("compile"):
             train_step = compilation.result()
         run = Run(e, path, mesh, source, saver, train_step, fingerprint, goodput, startup, stack)
+        more_hooks = [*more_hooks, *evaluation(e, mesh, path)]
         with processes.sharing_fate():
             try:
                 state = run.steps(state, more_hooks)
@@ -106,6 +118,9 @@ def train(experiment: Experiment, directory: str, more_hooks: Sequence[hooks.Hoo
 
             # 6. Wait until everything is on disk.
             saver.wait()
+        if processes.is_first():
+            took, sample = duration(time.monotonic() - began), f"--checkpoint={directory} --out={directory}/samples"
+            print(f"saved step {int(state.step)} in {path} after {took}; next: python -m ig_jax.sample {sample}")
         return state
 
 
@@ -136,47 +151,61 @@ class Run:
             "devices": jax.device_count(),
         }
         self.waiting, self.clock = Waiting(goodput.waited), SaveClock(experiment.run.checkpoint_minutes)
+        self.window = Window(self.waiting)
+        self.held_out = [held_out(experiment, mesh, source, self.encoder)] if experiment.run.evaluate_every else []
         self.progress = stack.enter_context(Progress(experiment.run.steps, "steps"))
         self.tensorboard = stack.enter_context(TensorBoard(path))
         self.agreement, self.stop = stack.enter_context(Agreement()), stack.enter_context(StopRequest())
         self.watchdog = stack.enter_context(Watchdog(experiment.run.step_deadline))
 
     def own_hooks(self, state: TrainState) -> list[hooks.Hook]:
-        """Those of every run: the first step, bad steps, metrics, checkpoint, log, preview."""
-        e, start = self.experiment, int(state.step)
+        """Those of every run: the first step, bad steps, log, held-out loss, checkpoint, preview."""
+        e = self.experiment
         trained = [name for name in state.params if e.optimizer.trains(name)]
         return [
             hooks.Hook(1, self.startup.ready),
             hooks.watch(e.run.log_every, e.run.skip_limit, trained),
-            hooks.write_metrics(e.run.log_every, self.path, start, self.goodput),
+            hooks.log(e.run.log_every, self.window),
+            *self.held_out,
             hooks.save(e.run.checkpoint_every, self.saver, self.meta, self.clock, self.goodput),
-            hooks.log(e.run.log_every, self.tensorboard, e.data.batch_size, self.waiting, self.clock, self.goodput),
-            hooks.preview(e, self.mesh, self.path, self.tensorboard),
+            hooks.preview(e, self.mesh, self.path),
         ]
 
     def steps(self, state: TrainState, more_hooks: Sequence[hooks.Hook]) -> TrainState:
         """The state after the last step.  Raises: Diverged after too many bad steps, Preempted after a signal."""
         size, last, start = self.experiment.data.batch_size, self.experiment.run.steps, int(state.step)
         actions = [*self.own_hooks(state), *more_hooks]
+        records = Records(self.experiment, self.path, self.tensorboard, self.goodput, start)
         self.progress.restart(start)
         self.startup.stepping()
+        self.window.close()
         with _batches(self.experiment, self.source, start, self.mesh) as feed:
             for step, batch in enumerate(self.watchdog.timed(self.waiting.batches(feed), start), start + 1):
                 placed = {name: from_local_rows(part, self.mesh, size) for name, part in batch.items()}
                 state, metrics = self.train_step(state, placed | self.encoder)
                 self.goodput.enter("productive")
                 self.waiting.step(metrics)
+                self.window.add(metrics)
                 self.progress.advance()
                 asked = self._asked(step)
                 saving, stopping = asked == hooks.SAVE, asked.replace(hooks.SAVE, "")
-                moment = hooks.Moment(step, state, metrics, step == last, stopping, self.progress, saving)
+                moment = hooks.Moment(step, state, metrics, step == last, stopping, self.progress, records, saving)
                 for hook in actions:
                     self.watchdog.expect(f"{hook.name} after step {step}", hook.patience)
                     with self.goodput.during(hook.spends):
-                        hook(moment)
+                        self._act(hook, moment)
                 if moment.last:
                     break
         return state
+
+    def _act(self, hook: hooks.Hook, moment: hooks.Moment) -> None:
+        """Call a hook; where nobody reads what it prints, the run stops as after a signal."""
+        try:
+            hook(moment)
+        except BrokenPipeError:
+            if not cli.drop_dead_streams():
+                raise
+            self.stop.name = "no reader of the output"
 
     def _asked(self, step: int) -> str:
         """What all processes do after this step: the name of a signal, hooks.SAVE, or "" for nothing."""

@@ -28,7 +28,7 @@ _RATE = ("optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_step
 
 def differences(old: Experiment, new: Experiment) -> dict[str, tuple]:
     """(value before, value now) of each setting that differs, by dotted name; None for one that is not there."""
-    before, after = _flat(old.as_dict()), _flat(new.as_dict())
+    before, after = flat(old.as_dict()), flat(new.as_dict())
     pairs = {name: (before.get(name), after.get(name)) for name in before | after}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -59,12 +59,12 @@ def _schedule(old: Experiment, new: Experiment) -> str:
     return f"{' -> '.join(kinds)} over {' -> '.join(steps)} steps"
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
+def flat(tree: dict, prefix: str = "") -> dict:
     """Settings by dotted name."""
-    flat: dict = {}
+    found: dict = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def _below(name: str, known: str) -> bool:

@@ -1,18 +1,22 @@
 """Hooks of the loop: when they act, in which process, and hooks added by a caller."""
 
+import json
 import signal
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 import toy
 
 from ig_jax.base.errors import Preempted
-from ig_jax.training import hooks
+from ig_jax.diffusion import curves
+from ig_jax.evaluation import classifier, while_training
+from ig_jax.training import hooks, records
 from ig_jax.training.loop import train
 
 
 def moment(step, last=False, stopping="", loss=1.0):
-    return hooks.Moment(step, None, {"loss/total": jnp.float32(loss)}, last, stopping, None)
+    return hooks.Moment(step, None, {"loss/total": jnp.float32(loss)}, last, stopping, None, None)
 
 
 def acted(hook_of, moments):
@@ -42,15 +46,39 @@ def test_a_hook_of_the_first_process_acts_there_alone(monkeypatch):
     assert acted(lambda action: hooks.Hook(1, action, first_process_only=False), [moment(1)]) == [1]
 
 
-def test_metrics_that_are_not_finite_are_left_out():
+def test_a_window_is_the_mean_of_its_finite_steps_and_its_own_speed(monkeypatch):
+    now = iter([0.0, 10.0, 11.0])
+    monkeypatch.setattr(records.time, "perf_counter", lambda: next(now))
+    window = records.Window(SimpleNamespace(share=lambda: 0.25))
+    for loss in (9.0, 9.0):
+        window.add({"loss/total": jnp.float32(loss)})
+    assert window.close()["loss/total"] == 9.0
+    for loss in (1.0, float("nan"), 3.0):
+        curve = curves.Curve(jnp.array([loss, float("nan")]), ("embed", "0"))
+        more = {"gradient": curve, "norm": jnp.float32("inf"), "learning_rate": jnp.float32(loss)}
+        window.add({"loss/total": jnp.float32(loss)} | more)
+    assert window.close() == {
+        "loss/total": 2.0,
+        "gradient": {"embed": 2.0, "0": None},
+        "learning_rate": 3.0,
+        "steps_per_second": 3.0,
+        "data_wait": 0.25,
+    }
     assert moment(4, loss=float("nan")).values == {}
 
 
-def test_a_hook_handed_to_a_run_sees_every_state_and_a_stopped_run_leaves_after_its_save(tmp_path):
+def test_a_hook_handed_to_a_run_sees_every_state_and_a_stopped_run_leaves_after_its_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 5)
+    measured = {"run.evaluate_every": 2, "run.evaluate_samples": 16, "sample.solver": "euler", "sample.steps": 1}
     seen = []
     record = hooks.Hook(1, lambda moment: seen.append((int(moment.state.step), moment.values["loss/total"])))
-    train(toy.experiment(**{"run.steps": 2}), str(tmp_path), [record])
-    assert [step for step, _ in seen] == [1, 2]
+    experiment = toy.experiment(**{"run.steps": 2, "run.log_every": 2, **measured})
+    train(experiment, str(tmp_path), [record], while_training.hooks)
+    (step, first), (_, second) = seen
+    line, *more = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert {"held_out/final", "held_out/intermediate"} < more[0].keys() and more[0]["step"] == 2
+    assert {"fd_cnn_16", "agreement_16", "seconds/evaluation"} < more[1].keys() and len(more) == 2
+    assert (step, line["step"], line["loss/total"]) == (1, 2, pytest.approx((first + second) / 2, rel=1e-6))
     stop = hooks.Hook(1, lambda moment: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Preempted, match="SIGTERM at step 4; saved"):
         train(toy.experiment(**{"run.steps": 6}), str(tmp_path), [record, stop])

@@ -33,10 +33,10 @@ def preview(directory, monkeypatch, count, classes):
         plots.Page, "text", lambda self, x, y, line, *a, **k: (lines.append(line), text(self, x, y, line, *a, **k))
     )
     shown = []
-    tensorboard = SimpleNamespace(image=lambda step, picture: shown.append(picture))
+    records = SimpleNamespace(image=lambda step, name, picture: shown.append(picture))
     state = SimpleNamespace(ema=dict.fromkeys(e.ema.names, {}))
-    hook = hooks.preview(e, make_mesh(), directory, tensorboard)
-    hook.action(SimpleNamespace(step=40, state=state))
+    hook = hooks.preview(e, make_mesh(), directory)
+    hook.action(SimpleNamespace(step=40, state=state, records=records))
     picture = np.asarray(Image.open(directory / "previews" / "step_0000040.png"))
     np.testing.assert_array_equal(shown[0], picture)
     return picture, sampled, " ".join(lines)
@@ -56,7 +56,7 @@ def test_previews_that_no_file_can_hold_are_refused_at_the_start(tmp_path):
     run = dataclasses.replace(e.run, preview_images=4)
     e = SimpleNamespace(run=run, model=e.model, ema=e.ema, latents=from_factor("pixels", 1.0, 5, "half"))
     with refused("model.channels", 5, fix="run.preview_images=0"):
-        hooks.preview(e, make_mesh(), tmp_path, None)
+        hooks.preview(e, make_mesh(), tmp_path)
 
 
 def test_latents_are_drawn_by_the_autoencoder_of_the_run(tmp_path, monkeypatch):
@@ -73,8 +73,8 @@ def test_latents_are_drawn_by_the_autoencoder_of_the_run(tmp_path, monkeypatch):
     drawn, sheet = [], plots.sheet
     monkeypatch.setattr(plots, "sheet", lambda images, **how: (drawn.append(images), sheet(images, **how))[1])
     state = SimpleNamespace(ema=dict.fromkeys(e.ema.names, {}))
-    tensorboard = SimpleNamespace(image=lambda step, picture: None)
-    hooks.preview(e, make_mesh(), tmp_path, tensorboard).action(SimpleNamespace(step=1, state=state))
+    records = SimpleNamespace(image=lambda step, name, picture: None)
+    hooks.preview(e, make_mesh(), tmp_path).action(SimpleNamespace(step=1, state=state, records=records))
     want = np.asarray(to_uint8(autoencoder.from_params(config, weights).decode(x / 0.18215), "sit"))
     assert want.shape == (8, side, side, 3) and want.std() > 5
     np.testing.assert_allclose(drawn[0].astype(int), want, atol=1)  # a rounding of the jitted decoder
