@@ -118,10 +118,10 @@ def train(
 
             # 6. Wait until everything is on disk.
             saver.wait()
-        if processes.is_first():
-            took, sample = duration(time.monotonic() - began), f"--checkpoint={directory} --out={directory}/samples"
-            print(f"saved step {int(state.step)} in {path} after {took}; next: python -m ig_jax.sample {sample}")
-        return state
+    if processes.is_first():
+        took, sample = duration(time.monotonic() - began), f"--checkpoint={directory} --out={directory}/samples"
+        print(f"saved step {int(state.step)} in {path} after {took}; next: python -m ig_jax.sample {sample}")
+    return state
 
 
 class Run:
@@ -151,7 +151,7 @@ class Run:
             "devices": jax.device_count(),
         }
         self.waiting, self.clock = Waiting(goodput.waited), SaveClock(experiment.run.checkpoint_minutes)
-        self.window = Window(self.waiting)
+        self.window = Window(self.waiting, goodput)
         self.held_out = [held_out(experiment, mesh, source, self.encoder)] if experiment.run.evaluate_every else []
         self.progress = stack.enter_context(Progress(experiment.run.steps, "steps"))
         self.tensorboard = stack.enter_context(TensorBoard(path))

@@ -43,13 +43,16 @@ class Records:
 
 
 class Window:
-    """The steps since the last line: means of their metrics, their speed, and their waiting for data."""
+    """The steps since the last line: means of their metrics, their speed, and their waiting for data.
 
-    def __init__(self, waiting: Waiting):
-        self._waiting = waiting
+    Time that evaluation took between them is none of theirs.
+    """
+
+    def __init__(self, waiting: Waiting, goodput: Goodput):
+        self._waiting, self._goodput = waiting, goodput
         self._sums: Any = None  # of the finite values and of their number, stacked, on the devices
         self._last: dict[str, Any] = {}
-        self._steps, self._began = 0, time.perf_counter()
+        self._steps, self._began = 0, self._now()
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Count the metrics of a step; nothing is fetched."""
@@ -69,10 +72,13 @@ class Window:
                 values[name] = float(mean)
         if rate is not None:
             values["learning_rate"] = float(rate)  # where the schedule is, not where it was
-        now = time.perf_counter()
+        now = self._now()
         speed = self._steps / max(now - self._began, 1e-9)
         self._sums, self._steps, self._began = None, 0, now
         return values | {"steps_per_second": speed, "data_wait": self._waiting.share()}
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._goodput.metrics()["seconds/evaluation"]
 
 
 @functools.partial(jax.jit, donate_argnums=0)

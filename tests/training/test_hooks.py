@@ -47,9 +47,11 @@ def test_a_hook_of_the_first_process_acts_there_alone(monkeypatch):
 
 
 def test_a_window_is_the_mean_of_its_finite_steps_and_its_own_speed(monkeypatch):
-    now = iter([0.0, 10.0, 11.0])
+    now = iter([0.0, 10.0, 16.0])
     monkeypatch.setattr(records.time, "perf_counter", lambda: next(now))
-    window = records.Window(SimpleNamespace(share=lambda: 0.25))
+    evaluation = iter([0.0, 0.0, 5.0])  # seconds in all
+    goodput = SimpleNamespace(metrics=lambda: {"seconds/evaluation": next(evaluation)})
+    window = records.Window(SimpleNamespace(share=lambda: 0.25), goodput)
     for loss in (9.0, 9.0):
         window.add({"loss/total": jnp.float32(loss)})
     assert window.close()["loss/total"] == 9.0
