@@ -68,8 +68,8 @@ class Two:
         return [log.read_text().rstrip().rpartition("\n")[2] for log in self.logs]
 
 
-def losses(workdir):
-    return [line["loss/total"] for line in read_metrics(workdir)]
+def losses(workdir, name="loss/total"):
+    return [line[name] for line in read_metrics(workdir) if name in line]
 
 
 def digests(workdir, step):
@@ -90,6 +90,7 @@ def whole(start, tmp_path_factory):
     """A run in two processes with four devices each, its state over four of the eight."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     sharded = ["--config.mesh.fsdp=4", "--config.run.preview_images=4", "--config.model.width=128"]
+    sharded += ["--config.run.evaluate_every=8", "--config.run.evaluate_samples=0"]
     two = start(workdir, *FLAGS, *sharded, devices=4)
     assert two.codes() == [0, 0], two.last_lines()
     return workdir, sharded
@@ -99,7 +100,9 @@ def test_two_processes_train_as_one_does(whole, tmp_path):
     workdir, sharded = whole
     done = toy.run("ig_jax.train", *FLAGS, *sharded, f"--workdir={tmp_path}", devices=8)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(losses(workdir), losses(tmp_path), rtol=1e-6)
+    for name, count in (("loss/total", 8), ("held_out/final", 1)):
+        np.testing.assert_allclose(losses(workdir, name), losses(tmp_path, name), rtol=1e-6)
+        assert len(losses(workdir, name)) == count
     assert len(list((workdir / "previews").iterdir())) == 1
     e = toy.experiment(**{"model.width": 128})
     whole = TrainProgram.of(e, make_mesh(devices=jax.devices()[:1]), e.batch_spec, 16).layout
