@@ -47,7 +47,7 @@ def main(kind: str, step: int, process: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Checkpoints.save = faulty_save
-    hook = hooks.Hook(1, fault, first_process_only=False)
+    hook = hooks.Hook(1, fault)
     loop.train = lambda experiment, workdir, **more: sound(experiment, workdir, [hook], **more)
     signals.leave_at_once()
     cli.run(train.main, train.FLAGS, train.__doc__)

@@ -44,7 +44,7 @@ def hooks(e: Experiment, mesh: Mesh, directory: Path) -> list[Hook]:
         model = Pretrained(e, moment.state.ema[name], mesh, moment.step, name, "", (), found)
         moment.records.write(moment.step, measure(model, labels, moment.step))
 
-    return [Hook(e.run.evaluate_every, evaluate, first_process_only=False, patience=1000, spends="evaluation")]
+    return [Hook(e.run.evaluate_every, evaluate, patience=1000, spends="evaluation")]
 
 
 def _fid(e: Experiment, mesh: Mesh, folder: Path) -> Measure:

@@ -54,7 +54,7 @@ def held_out(e: Experiment, mesh: Mesh, training: Source, encoder: dict[str, Par
         means = {f"held_out/{name}": float(np.mean([one[name] for one in found])) for name in found[0]}
         moment.records.write(moment.step, means)
 
-    return Hook(e.run.evaluate_every, action, first_process_only=False, patience=10, spends="evaluation")
+    return Hook(e.run.evaluate_every, action, patience=10, spends="evaluation")
 
 
 def _losses(e: Experiment, mesh: Mesh, source: Source) -> Callable[[Params, dict[str, Any], int], dict]:

@@ -56,7 +56,6 @@ class Hook:
 
     every: int
     action: Callable[[Moment], None]
-    first_process_only: bool = True
     when_stopping: bool = False  # also when the run is asked to stop, or a checkpoint is due by the clock
     patience: float = 1  # the time that it may take, in steps' deadlines
     spends: str = "productive"  # the kind of its time, see goodput.KINDS: most hooks wait for a step
@@ -73,7 +72,7 @@ class Hook:
             or moment.step % max(self.every, 1) == 0
             or (self.when_stopping and (moment.stopping or moment.saving))
         )
-        if self.every > 0 and due and (processes.is_first() or not self.first_process_only):
+        if self.every > 0 and due:
             self.action(moment)
 
 
@@ -97,7 +96,7 @@ def watch(every: int, limit: int, trained: Sequence[str]) -> Hook:
         if processes.is_first():
             print(f"ig_jax: warning: {line}", file=sys.stderr, flush=True)
 
-    return Hook(every, action, first_process_only=False)
+    return Hook(every, action)
 
 
 def log(every: int, window: Window) -> Hook:
@@ -115,7 +114,7 @@ def log(every: int, window: Window) -> Hook:
             shown.append(f"data_wait {values['data_wait']:.1%}")
             moment.progress.show(*shown, rate=values["steps_per_second"])
 
-    return Hook(every, action, first_process_only=False)
+    return Hook(every, action)
 
 
 def save(every: int, saver: Checkpoints, meta: dict, clock: SaveClock, goodput: Goodput) -> Hook:
@@ -129,7 +128,7 @@ def save(every: int, saver: Checkpoints, meta: dict, clock: SaveClock, goodput: 
             processes.wait_for_all("the last step is saved")
             raise Preempted(f"{moment.stopping} at step {moment.step}; saved, {AGAIN}", agreed=True)
 
-    return Hook(every, action, first_process_only=False, when_stopping=True, spends="checkpoint")
+    return Hook(every, action, when_stopping=True, spends="checkpoint")
 
 
 def preview(experiment: Experiment, mesh: jax.sharding.Mesh, directory: Path) -> Hook:
@@ -171,4 +170,4 @@ def preview(experiment: Experiment, mesh: jax.sharding.Mesh, directory: Path) ->
             moment.records.image(moment.step, "preview", picture)
 
     every = e.run.preview_every or e.run.steps  # 0: only after the last step
-    return Hook(every if count else 0, action, first_process_only=False, patience=10, spends="evaluation")
+    return Hook(every if count else 0, action, patience=10, spends="evaluation")

@@ -51,6 +51,7 @@ def test_a_summary_says_how_to_read_it():
     assert "lowers FD-CNN from 4.32 to 3.00 (IG 2)" in text
     steps = [row("none", step=5, ema="0.9"), row("IG 2", kind="IG", fd_cnn=3.0, step=5, ema="0.9")]
     steps = [one | {"step": at, "checkpoint": at, "fd_cnn": one["fd_cnn"] * at} for at in (20, 3) for one in steps]
+    steps[0]["fd_cnn"] = 10.0  # the best without guidance is of another step
     text = report.summary(steps, real())
     assert "\nstep 20: none " in text and text.count("\n* step 3: IG 2 ") == 2  # in both tables
     assert "lowers FD-CNN from 12.96 to 9.00 (step 3: IG 2)" in text and "EMA" not in text

@@ -1,4 +1,4 @@
-"""Hooks of the loop: when they act, in which process, and hooks added by a caller."""
+"""Hooks of the loop: when they act, and hooks added by a caller."""
 
 import json
 import signal
@@ -38,12 +38,6 @@ def test_only_some_hooks_act_when_the_run_is_asked_to_stop():
     moments = [moment(step, stopping="SIGTERM" if step == 2 else "") for step in (1, 2, 3)]
     assert acted(lambda action: hooks.Hook(3, action), moments) == [3]
     assert acted(lambda action: hooks.Hook(3, action, when_stopping=True), moments) == [2, 3]
-
-
-def test_a_hook_of_the_first_process_acts_there_alone(monkeypatch):
-    monkeypatch.setattr(hooks.processes, "is_first", lambda: False)
-    assert acted(lambda action: hooks.Hook(1, action), [moment(1)]) == []
-    assert acted(lambda action: hooks.Hook(1, action, first_process_only=False), [moment(1)]) == [1]
 
 
 def test_a_window_is_the_mean_of_its_finite_steps_and_its_own_speed(monkeypatch):
