@@ -16,10 +16,8 @@ every number). It is not FID. Writes table.txt and table.json, which grow by the
 
 import dataclasses
 import functools
-import glob
 import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from absl import flags
 
 from ig_jax.base import cli
 from ig_jax.base.errors import UserError, check
-from ig_jax.base.files import atomic_file, local_path, writing
+from ig_jax.base.files import atomic_file, local_path, matching, writing
 from ig_jax.base.progress import Progress
 from ig_jax.base.versions import versions
 from ig_jax.config import stored
@@ -87,8 +85,24 @@ def evaluate() -> None:
     if SWEEP.value:
         return explore(out)
     if INCEPTION.value or SAMPLES.value or REFERENCE.value:
-        return score(out)
+        return score_each(out)
     compare(out)
+
+
+def score_each(out: Path) -> None:
+    """`score` of --samples or --checkpoint; of each checkpoint of a pattern in a folder of its name, with a table."""
+    found = matching(FLAGS.checkpoint) if FLAGS.checkpoint else []
+    if len(found) < 2:
+        return score(out)
+    rows = []
+    for path in found:
+        FLAGS["checkpoint"].value, name = path, Path(path).name
+        score(out / name)
+        rows.append({"point": {"checkpoint": name}} | json.loads((out / name / "metrics.json").read_text()))
+    if processes.is_first():
+        print(search.table(rows))
+        with atomic_file(out / "table.txt") as file:
+            file.write(f"{search.table(rows)}\n".encode())
 
 
 def score(out: Path) -> None:
@@ -105,6 +119,7 @@ def score(out: Path) -> None:
         size, made = images.shape[:2], {"name": images.name, "digest": images.digest, "recipe": images.made}
         if images.made is None:
             notes.append(("no_recipe", f"{images.name} does not say how its images were made"))
+        scoring.check_same(out, made)
         measured = scoring.measure_set(net, images, batch_size, folder)
     else:
         request = requested(
@@ -112,6 +127,7 @@ def score(out: Path) -> None:
         )
         request.model.check_images()
         size, made = request.model.image_shape[:2], {"recipe": request.metadata}
+        scoring.check_same(out, made)
         if processes.is_first():
             print(request.model.summary(request.recipe), flush=True)
         what = {key: request.metadata[key] for key in (*IDENTITY, "labels_sha256") if key in request.metadata}
@@ -217,7 +233,7 @@ def compare(out: Path) -> None:
     for name, default in (("num", 2000), ("batch_size", 500)):
         FLAGS[name].value = FLAGS[name].value or default
     evaluator = None
-    for checkpoint in _matching(cli.required(FLAGS["checkpoint"])):
+    for checkpoint in matching(cli.required(FLAGS["checkpoint"])):
         model = pretrained.load(checkpoint, ema=FLAGS.ema, autoencoder=FLAGS.autoencoder)
         headed = model.experiment.model.inter_depth or IG_SCALES.present
         ig_scales, cfg_scales = _scales(IG_SCALES) if headed else [], _scales(CFG_SCALES)
@@ -246,16 +262,6 @@ def compare(out: Path) -> None:
             found |= {"versions": versions(), "real": evaluator.real(min(FLAGS.num, len(evaluator.test)))}
             report.write(out, found | {"rows": found["rows"] + rows})
     print((out / "table.txt").read_text(), end="")
-
-
-def _matching(pattern: str) -> list[str]:
-    """The checkpoints of a pattern such as RUN/checkpoints/*, by their steps; any other text is the one it names."""
-    if not any(sign in pattern for sign in "*?["):
-        return [pattern]
-    paths = map(Path, glob.glob(os.path.expanduser(pattern)))
-    found = [path for path in paths if path.is_dir() and "tmp" not in path.name]
-    check(bool(found), "--checkpoint", pattern, "a pattern that matches a directory")
-    return [str(path) for path in sorted(found, key=lambda path: (len(path.name), path.name))]
 
 
 def make_evaluator(model: pretrained.Pretrained, data: DataConfig, out: Path, folder: Path) -> sweep.Evaluator:

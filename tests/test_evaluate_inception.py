@@ -131,6 +131,9 @@ def test_a_checkpoint_is_measured_without_files_and_against_a_written_reference(
     assert while_training_fid(e, directory, reference, place, tmp_path, monkeypatch) == pytest.approx(
         found["fid"], rel=1e-4
     )
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *given, f"--reference={reference}", f"--out={out}", "--batch_size=8", "--seed=4")
+    assert "must be a directory without the numbers of other samples" in capsys.readouterr().err
     # Statistics alone, as of EDM: what needs rows or spatial features cannot be had.
     with np.load(reference) as stored:
         np.savez(tmp_path / "edm.npz", mu=stored["mu"], sigma=stored["sigma"])
@@ -153,6 +156,22 @@ def while_training_fid(e, directory, reference, place, tmp_path, monkeypatch) ->
     records = SimpleNamespace(write=lambda step, values: written.update(values))
     hook.action(SimpleNamespace(step=0, state=SimpleNamespace(ema=ema), records=records))
     return written["fid_12"]
+
+
+def test_checkpoints_of_a_pattern_are_one_table_the_lowest_fid_first(tmp_path, monkeypatch, capsys):
+    def score(out):
+        out.mkdir(parents=True)
+        numbers = {"fid": 1 / int(out.name), "sfid": None, "inception_score": 2.0}
+        (out / "metrics.json").write_text(json.dumps(numbers))
+        assert evaluate.FLAGS.checkpoint == str(tmp_path / "run" / out.name)
+
+    monkeypatch.setattr(evaluate, "score", score)
+    for step in ("5", "20", "9.orbax-checkpoint-tmp"):
+        (tmp_path / "run" / step).mkdir(parents=True)
+    run(monkeypatch, f"--checkpoint={tmp_path}/run/*", "--inception=in", f"--out={tmp_path / 'out'}")
+    lines = (tmp_path / "out" / "table.txt").read_text().splitlines()
+    assert [line.split()[:2] for line in lines] == [["checkpoint", "FID"], ['"20"', "0.050"], ['"5"', "0.200"]]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 @pytest.mark.parametrize(

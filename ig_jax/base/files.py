@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -191,3 +192,13 @@ def _temporary(path: str | os.PathLike) -> Iterator[Path]:
             else:
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def matching(pattern: str) -> list[str]:
+    """The checkpoints of a pattern such as RUN/checkpoints/*, by their steps; any other text is the one it names."""
+    if not any(sign in pattern for sign in "*?["):
+        return [pattern]
+    paths = map(Path, glob.glob(os.path.expanduser(pattern)))
+    found = [path for path in paths if path.is_dir() and "tmp" not in path.name and path.name != "damaged"]
+    check(bool(found), "--checkpoint", pattern, "a pattern that matches a directory")
+    return [str(path) for path in sorted(found, key=lambda path: (len(path.name), path.name))]

@@ -1,6 +1,7 @@
 """All metrics of one set of images against a reference, on the features of Inception."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from ig_jax.evaluation.inception_score import SHUFFLED, InceptionScore
 from ig_jax.evaluation.metrics import FrechetDistance
 from ig_jax.evaluation.reference import Moments, Reference
 from ig_jax.generation import sampler
+from ig_jax.generation.folder import IDENTITY
 from ig_jax.generation.pretrained import Pretrained
 from ig_jax.models.inception import FEATURES
 from ig_jax.parallel import processes
@@ -178,6 +180,16 @@ def recipe_of(made: dict, reference: Reference, net: InceptionNet, how: dict, no
         "devices": jax.device_count(),
         "processes": jax.process_count(),
     }
+
+
+def check_same(out: Path, made: dict) -> None:
+    """Raise UserError where metrics.json has the numbers of other samples."""
+    if (out / "metrics.json").exists():
+        there = json.loads((out / "metrics.json").read_text())["recipe"]["samples"]
+        keys = (*IDENTITY, "num", "labels_sha256")
+        what = lambda made: made.get("digest") or {key: made["recipe"].get(key) for key in keys}
+        expected = "a directory without the numbers of other samples"
+        check(what(there) == what(made), "--out", str(out), expected, "choose another --out")
 
 
 def report(notes: Notes) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from ig_jax.base.versions import versions
+from ig_jax.parallel import processes
 from ig_jax.training.hooks import Moment
 from ig_jax.training.workdir import MetricsFile
 
@@ -62,7 +63,7 @@ class Startup:
 
     def ready(self, moment: Moment) -> None:
         """Wait for the first step; print and write how long the parts of the start took."""
-        if self._ready:
+        if self._ready or not processes.is_first():
             return
         jax.block_until_ready(moment.metrics)
         self._seconds["first_step"], self._ready = time.perf_counter() - self._began, True
