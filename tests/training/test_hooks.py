@@ -1,6 +1,5 @@
 """Hooks of the loop: when they act, and hooks added by a caller."""
 
-import json
 import signal
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ from ig_jax.diffusion import curves
 from ig_jax.evaluation import classifier, while_training
 from ig_jax.training import hooks, records
 from ig_jax.training.loop import train
+from ig_jax.training.workdir import read_metrics
 
 
 def moment(step, last=False, stopping="", loss=1.0):
@@ -71,7 +71,7 @@ def test_a_hook_handed_to_a_run_sees_every_state_and_a_stopped_run_leaves_after_
     experiment = toy.experiment(**{"run.steps": 2, "run.log_every": 2, **measured})
     train(experiment, str(tmp_path), [record], while_training.hooks)
     (step, first), (_, second) = seen
-    line, *more = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    line, *more = read_metrics(tmp_path)
     assert {"held_out/final", "held_out/intermediate"} < more[0].keys() and more[0]["step"] == 2
     assert {"fd_cnn_16", "agreement_16", "seconds/evaluation"} < more[1].keys() and len(more) == 2
     assert (step, line["step"], line["loss/total"]) == (1, 2, pytest.approx((first + second) / 2, rel=1e-6))
