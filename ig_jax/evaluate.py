@@ -27,7 +27,7 @@ from absl import flags
 
 from ig_jax.base import cli
 from ig_jax.base.errors import UserError, check
-from ig_jax.base.files import atomic_file, local_path, matching, writing
+from ig_jax.base.files import local_path, matching, write_text, writing
 from ig_jax.base.progress import Progress
 from ig_jax.base.versions import versions
 from ig_jax.config import stored
@@ -101,8 +101,7 @@ def score_each(out: Path) -> None:
         rows.append({"point": {"checkpoint": name}} | json.loads((out / name / "metrics.json").read_text()))
     if processes.is_first():
         print(search.table(rows))
-        with atomic_file(out / "table.txt") as file:
-            file.write(f"{search.table(rows)}\n".encode())
+        write_text(out / "table.txt", search.table(rows))
 
 
 def score(out: Path) -> None:
@@ -140,8 +139,7 @@ def score(out: Path) -> None:
     processes.wait_for_all("the features are no longer needed")
     if processes.is_first():
         found = numbers | {"recipe": scoring.recipe_of(made, reference, net, how, notes)}
-        with atomic_file(out / "metrics.json") as file:
-            file.write((json.dumps(found, indent=2) + "\n").encode())
+        write_text(out / "metrics.json", json.dumps(found, indent=2))
         for key, value in numbers.items():
             print(f"{key:<20}  {'not measured' if value is None else format(value, ',.7g')}")
         for name in ("features", "reference_features"):
@@ -165,8 +163,7 @@ def reproduce(name: str) -> None:
     score(out)
     if processes.is_first():
         verdict = card.judge(json.loads((out / "metrics.json").read_text()))
-        with atomic_file(out / "card.json") as file:
-            file.write((json.dumps({"card": name, "verdict": verdict}, indent=2) + "\n").encode())
+        write_text(out / "card.json", json.dumps({"card": name, "verdict": verdict}, indent=2))
         print(verdict)
 
 
@@ -199,9 +196,8 @@ def explore(out: Path) -> None:
     rows = search.search(axes, score_point, out / "rows.jsonl", json.loads(json.dumps(what)))
     if processes.is_first():
         text, best = search.table(rows), min(rows, key=lambda row: row["fid"])
-        for name, content in (("table.txt", text), ("best.json", json.dumps(best | request.metadata, indent=2))):
-            with atomic_file(out / name) as file:
-                file.write(f"{content}\n".encode())
+        write_text(out / "table.txt", text)
+        write_text(out / "best.json", json.dumps(best | request.metadata, indent=2))
         picture = search.picture(rows)
         write_png(out / "sweep.png", picture)
         with TensorBoard(out) as tensorboard:

@@ -91,6 +91,12 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text with a newline behind it as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(f"{text}\n".encode())
+
+
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     """A new directory that is renamed to `path`, absent or empty, once the block has succeeded.

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ig_jax.base.errors import UserError, check, one_line
-from ig_jax.base.files import atomic_file, free_bytes, remove_leftovers, user_path, writing
+from ig_jax.base.files import free_bytes, remove_leftovers, user_path, write_text, writing
 from ig_jax.data.shards import CARD, shard_file
 from ig_jax.parallel import processes
 
@@ -49,8 +49,7 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path)
         if stored is None:
-            with atomic_file(self.path / PLAN) as file:
-                file.write((json.dumps(plan, indent=1) + "\n").encode())
+            write_text(self.path / PLAN, json.dumps(plan, indent=1))
 
     def begin(self, plan: dict, record: int) -> None:
         """Prepare the folder for records of `record` bytes, in the first process, while the others wait.

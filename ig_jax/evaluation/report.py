@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ig_jax.base.errors import check
-from ig_jax.base.files import atomic_file
+from ig_jax.base.files import write_text
 from ig_jax.evaluation.metrics import METRICS
 from ig_jax.evaluation.sweep import best
 
@@ -41,8 +41,7 @@ def write(out: Path, table: dict) -> None:
     """table.json and table.txt."""
     texts = {"table.txt": summary(table["rows"], table["real"]), "table.json": json.dumps(table, indent=2)}
     for name, text in texts.items():
-        with atomic_file(out / name) as file:
-            file.write(f"{text}\n".encode())
+        write_text(out / name, text)
 
 
 def summary(rows: Sequence[dict], real: dict) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ig_jax.base.errors import UserError, check
-from ig_jax.base.files import atomic_file, free_bytes, remove_folder, remove_leftovers, user_path, writing
+from ig_jax.base.files import atomic_file, free_bytes, remove_folder, remove_leftovers, user_path, write_text, writing
 from ig_jax.generation import captions
 from ig_jax.pictures import images
 
@@ -84,8 +84,7 @@ class Folder:
 
     def write_metadata(self, metadata: dict) -> None:
         """Replace recipe.json."""
-        with atomic_file(self.path / METADATA) as file:
-            file.write((json.dumps(metadata, indent=2) + "\n").encode())
+        write_text(self.path / METADATA, json.dumps(metadata, indent=2))
 
     def missing(self) -> np.ndarray:
         """bool (count,): samples without a file."""

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from ig_jax.base import cli
 from ig_jax.base.errors import Diverged
-from ig_jax.base.files import atomic_file
+from ig_jax.base.files import write_text
 from ig_jax.base.progress import Progress, duration
 from ig_jax.base.signals import StopRequest
 from ig_jax.base.versions import versions
@@ -90,8 +90,7 @@ def train(
 
         # 4. Describe the run, on the terminal and in config.json.
         if processes.is_first():
-            with atomic_file(path / stored.FILE) as file:
-                file.write(f"{json.dumps(e.as_dict(), indent=2)}\n".encode())
+            write_text(path / stored.FILE, json.dumps(e.as_dict(), indent=2))
             print(summary(e, path, mesh, source, start, program.fit, device_bytes(program.layout)), flush=True)
             old = found.get(start, e)
             for line in resume.changes(old, e, start):
