@@ -19,14 +19,14 @@ PARTS = 4  # of the run, from light to dark, over each of which a curve by noise
 def picture(lines: Sequence[dict], caption: str) -> np.ndarray:
     """Draw loss, curves by noise level and depth, and where the time went; uint8 (h, w, 3)."""
     panels = [
-        ("Loss", lambda axes: _over_steps(axes, lines, "loss/")),
+        ("Loss", lambda axes: _over_steps(axes, lines, ("loss/", "held_out/"))),
         ("Error by noise level", lambda axes: _by_point(axes, lines, ["sigma/final", "sigma/intermediate"], "sigma")),
         ("Gap |D_f - D_i| by noise level", lambda axes: _by_point(axes, lines, ["sigma/gap"], "sigma")),
         ("Cosine of gap and what D_i lacks", lambda axes: _by_point(axes, lines, ["sigma/cosine"], "sigma")),
         ("Guidance scale nearest to the data", lambda axes: _by_point(axes, lines, ["sigma/scale"], "sigma", limit=8)),
         ("Gradient norm by depth", lambda axes: _by_point(axes, lines, ["gradient"], "")),
         ("Update norm by depth", lambda axes: _by_point(axes, lines, ["update"], "")),
-        ("Norm of the whole gradient", lambda axes: _over_steps(axes, lines, "gradient_norm")),
+        ("Norm of the whole gradient", lambda axes: _over_steps(axes, lines, ("gradient_norm",))),
         ("Wall time", lambda axes: _seconds(axes, lines)),
     ]
     across = 3
@@ -46,7 +46,8 @@ def picture(lines: Sequence[dict], caption: str) -> np.ndarray:
 
 def _finish(axes: Axes) -> None:
     drawn = np.concatenate([line.get_ydata() for line in axes.lines] or [np.ones(1)]).astype(float)
-    if np.nanmin(drawn) > 0 and np.nanmax(drawn) > 10 * np.nanmin(drawn):
+    drawn = drawn[np.isfinite(drawn)]
+    if drawn.size and drawn.min() > 0 and drawn.max() > 10 * drawn.min():
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=LINE)
@@ -60,13 +61,16 @@ def _finish(axes: Axes) -> None:
         axes.text(0.5, 0.5, "not measured", font=font(TEXT), color=GREY, ha="center", transform=axes.transAxes)
 
 
-def _over_steps(axes: Axes, lines: Sequence[dict], prefix: str) -> None:
-    """Every metric whose name begins with `prefix`, over the steps."""
-    names = sorted({name for line in lines for name in line if name.startswith(prefix)})
+def _over_steps(axes: Axes, lines: Sequence[dict], prefixes: tuple[str, ...]) -> None:
+    """Every metric whose name begins with one of `prefixes`, over the steps."""
+    found = {name for line in lines for name in line if name.startswith(prefixes)}
+    names = sorted(found, key=lambda name: (not name.startswith(prefixes[0]), name))
     for colour, name in zip(COLOURS, names):
         steps, values = zip(*[(line["step"], line[name]) for line in lines if name in line])
         marker = "o" if len(steps) == 1 else None
-        axes.plot(steps, values, color=colour, label=name.removeprefix(prefix) or None, linewidth=1.4, marker=marker)
+        axes.plot(
+            steps, values, color=colour, label=name.removeprefix(prefixes[0]) or None, linewidth=1.4, marker=marker
+        )
     axes.set_xlabel("step")
 
 

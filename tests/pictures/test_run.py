@@ -48,6 +48,11 @@ def test_a_run_has_a_picture_and_a_folder_without_metrics_none(tmp_path, capsys)
     assert drawn(idle, 2, 2) < drawn(picture, 2, 2) / 3
 
 
+def test_values_that_are_all_left_out_leave_an_empty_panel():
+    far = {"sigma/scale": {"0.05": 3000.0}}  # of heads that agree yet
+    assert drawn(run.picture([LINES[0] | far | {"held_out/final": 0.5}], "caption"), 1, 1) < 20  # the legend
+
+
 def test_a_run_of_a_version_without_curves_has_its_losses():
     picture = run.picture([{"step": 1, "loss/total": 2.0}], "caption")
     assert drawn(picture, 0, 0) > 0 and drawn(picture, 0, 1) == drawn(picture, 2, 2) == 0
