@@ -24,3 +24,8 @@ def tfds_directory(tmp_path_factory):
     os.environ["TFDS_DATA_DIR"] = str(directory)
     os.environ["IG_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # commands share compiled programs
     return directory
+
+
+def pytest_collection_modifyitems(items):
+    """Files of whole commands first: they take longest, and one worker would finish them alone."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)

@@ -344,7 +344,7 @@ def test_a_closed_pipe_ends_in_one_line(checkpoint, tmp_path):
     )
     os.close(writing)
     assert done.returncode == RESUMABLE
-    assert done.stderr.splitlines()[-1].startswith("ig_jax: stopped: the reader of standard output")
+    assert done.stderr.splitlines()[-1].startswith("ig_jax: stopped: no reader of the output")
     assert "Traceback" not in done.stderr
 
 

@@ -377,10 +377,10 @@ def test_a_thinned_run_samples_as_before_and_says_that_it_cannot_be_trained(copy
     """Sizes add up; what a kill leaves between the list of arrays and their files, the next call removes."""
     size = lambda folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     before, path = pretrained.load(copy), tmp_path / (out or "copy")
-    whole = size(copy)
+    whole = size(copy)  # of which lists of arrays are a good part, where the network is a toy
     removed, left = thinning.thin(copy, tmp_path / out if out else None)
     model = pretrained.load(path)
-    assert (model.step, model.digest) == (before.step, before.digest) and left == size(path) < whole / 2
+    assert (model.step, model.digest) == (before.step, before.digest) and left == size(path) < 0.7 * whole
     if out:
         assert size(copy) == whole and int(read(copy, make_mesh()).step) == 2
     else:

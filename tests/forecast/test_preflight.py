@@ -186,7 +186,7 @@ def test_what_does_not_fit_says_which_settings_would_help(monkeypatch):
     found = report.forecast(e, target, sample_batch=0)
     assert not found.fits and "DOES NOT FIT" in found.page()
     advice = found.advice()
-    assert "GiB too many" in advice and advice in found.page()
+    assert "MiB too many" in advice and advice in found.page()
     for setting in ("mesh.fsdp=2", "model.remat=dots", "optimizer.accumulate=2"):
         assert setting in advice
 
