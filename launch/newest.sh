@@ -31,5 +31,5 @@ export PYTHONPATH=$PWD
 # Without runs in several processes and whole runs, which take minutes and are about files and signals rather than JAX.
 ignored=()
 for name in guard held_out hooks hosts latents previews retrofit; do ignored+=("--ignore=tests/training/test_$name.py"); done
-exec .venv-newest/bin/python -m pytest -n 2 --dist loadfile "${ignored[@]}" \
+exec .venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${ignored[@]}" \
   tests/models tests/diffusion tests/optim tests/training tests/checkpoints "$@"

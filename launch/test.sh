@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Set up the environment with the test extra and run the tests; arguments are passed to pytest.
 #   bash launch/test.sh [--extra=NAME ...] [pytest arguments]
-#   --extra=tpu    adds the TPU compiler (0.4 GB) and the tests that compile every config for a TPU slice
+#   --extra=tpu    adds the TPU compiler (0.4 GB) and the tests that compile for a TPU slice
 #   --extra=cuda   adds the GPU compiler and cuDNN (5.5 GB) and the same tests for GPU boxes
 #   --extra=torch  adds PyTorch and diffusers, and the tests that read and write weights with them
 #   --extra=buckets  adds object stores on this machine, and the tests of gs:// and s3://
+#   IG_JAX_SLOW=1  also runs the long ones: hung and frozen processes, random faults, every mesh, every config for a TPU
 #   IG_JAX_FULL_SIZE=1 also compiles the XL networks for 256 chips and 8 GPUs, which takes hours
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,4 +16,4 @@ while [[ "${1:-}" == --extra=* ]]; do
 done
 bash launch/setup.sh "${extras[@]}"
 # Two at a time: most of a test is compilation, which uses one core.
-exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -186,9 +186,9 @@ to_all() { # a file, to the home folder of all hosts
 }
 
 install() { # the tracked files of this checkout, with changes that are not committed
-  local folder tree
+  local folder tree=''
   folder=$(mktemp -d)
-  tree=$(git stash create)
+  [ -n "$dry" ] || tree=$(git stash create)
   call git archive --format=tar.gz --output="$folder/ig_jax.tar.gz" "${tree:-HEAD}"
   to_all "$folder/ig_jax.tar.gz"
   rm -r "$folder"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 from absl import flags as absl_flags
 
 from ig_jax.base.schema import bind
@@ -24,6 +25,7 @@ from ig_jax.models.latents import from_factor
 from ig_jax.training.step import TrainStep
 
 ROOT = Path(__file__).parents[1]
+SLOW = pytest.mark.skipif(os.environ.get("IG_JAX_SLOW") != "1", reason="IG_JAX_SLOW=1 runs the long ones")
 
 MODEL = dit.DiTConfig(
     **zoo.FAMILIES["sit"],

@@ -5,6 +5,7 @@ A process that is silent for long is reported by process 0. What one process ask
 all of them after the same step.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import os
@@ -71,14 +72,23 @@ def within(seconds: float, line: str) -> Iterator[None]:
 
 def watch(silence: float) -> None:
     """Look for notes of other processes from now on, and from process 0 for those silent for `silence` seconds."""
-    threading.Thread(target=_watch, args=(silence,), daemon=True).start()
+    ended = threading.Event()
+    thread = threading.Thread(target=_watch, args=(silence, ended), daemon=True)
+    thread.start()
+
+    def end() -> None:
+        """A thread that comes back from a call into JAX while Python ends would abort the process."""
+        jax.distributed.shutdown()  # the last that others may fail in
+        ended.set()
+        thread.join(10 * _TICK)
+
+    atexit.register(end)
 
 
-def _watch(silence: float) -> None:
+def _watch(silence: float, ended: threading.Event) -> None:
     client, index, count = _client(), jax.process_index(), 0
     heard: dict[str, tuple[str, float]] = {}
-    while True:
-        time.sleep(_TICK)
+    while not ended.wait(_TICK):
         try:
             note = client.key_value_try_get(_NOTE)
         except Exception as error:
@@ -122,12 +132,15 @@ class Agreement:
         self._ended = threading.Event()
 
     def __enter__(self) -> "Agreement":
+        self._thread = threading.Thread(target=self._listen, daemon=True)
         if self._client is not None:
-            threading.Thread(target=self._listen, daemon=True).start()
+            self._thread.start()
         return self
 
     def __exit__(self, *exception) -> None:
         self._ended.set()
+        if self._client is not None:
+            self._thread.join(10 * _TICK)
 
     def ask(self, what: str) -> None:
         """Ask for `what`; later calls for the same or less change nothing until it is answered."""

@@ -282,7 +282,7 @@ def check_program(e: Experiment, found: report.Report, device_flops: float) -> N
 
 
 @pytest.mark.parametrize("target", [pytest.param("v5e-4", marks=TPU), pytest.param("gpu:h100:8", marks=GPU)])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ["sit", *(pytest.param(n, marks=toy.SLOW) for n in SHIPPED if n != "sit")])
 def test_shipped_configs_compile_and_fit(name, target):
     config, arg, changes = SHIPPED[name]
     e, found = compiled_for(config, arg, changes, target)
@@ -292,6 +292,7 @@ def test_shipped_configs_compile_and_fit(name, target):
 
 
 @TPU
+@toy.SLOW
 def test_on_a_tpu_gathers_do_not_grow_from_4_to_64_chips():
     changes = SHIPPED["sit"][2]
     few, many = (

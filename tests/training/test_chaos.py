@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import pytest
 import test_resume as resume
 import toy
 
@@ -51,7 +50,7 @@ def damage(workdir, chance):
     return kind, files[:1]
 
 
-@pytest.mark.skipif(os.environ.get("IG_JAX_SLOW") != "1", reason="IG_JAX_SLOW=1 runs the long ones")
+@toy.SLOW
 def test_random_faults_leave_no_trace_in_what_is_learnt(tmp_path):
     seed = random.randrange(2**32)
     chance, workdir, story = random.Random(seed), tmp_path / "chaos", [f"seed {seed}"]

@@ -1,7 +1,6 @@
 """Training in two processes: the run of one process, and all of them leave when one does."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -20,7 +19,6 @@ from ig_jax.training.memory import device_bytes
 from ig_jax.training.program import TrainProgram
 from ig_jax.training.workdir import read_metrics
 
-SLOW = pytest.mark.skipif(os.environ.get("IG_JAX_SLOW") != "1", reason="IG_JAX_SLOW=1 runs the long ones")
 FLAGS = ["--config=configs/digits.py", *toy.flags(**{"run.steps": 8, "run.checkpoint_every": 5})]
 LONG = [*FLAGS, "--config.run.steps=100000"]
 
@@ -138,7 +136,8 @@ def test_an_exception_in_one_ends_both_at_once_with_its_line(start, tmp_path):
     assert two.last_lines() == [f"ig_jax: error: process 1: {line}", f"ig_jax: error: {line}"]
 
 
-@pytest.mark.parametrize("fault", ["", pytest.param("gil@3:1", marks=SLOW)])
+@toy.SLOW
+@pytest.mark.parametrize("fault", ["", "gil@3:1"])
 def test_a_frozen_process_is_noticed(start, tmp_path, fault):
     two = start(tmp_path / "run", *LONG, fault=fault)
     if not fault:
@@ -149,7 +148,7 @@ def test_a_frozen_process_is_noticed(start, tmp_path, fault):
 
 
 @pytest.mark.parametrize(
-    "fault", ["hang@3:1", *(pytest.param(fault, marks=SLOW) for fault in ("save@5:1", "skip@5:1"))]
+    "fault", ["hang@3:1", *(pytest.param(fault, marks=toy.SLOW) for fault in ("save@5:1", "skip@5:1"))]
 )
 def test_a_process_that_hangs_ends_both_with_every_stack(start, tmp_path, fault):
     two = start(tmp_path / "run", *LONG, "--config.run.step_deadline=15", fault=fault)
@@ -158,7 +157,7 @@ def test_a_process_that_hangs_ends_both_with_every_stack(start, tmp_path, fault)
     assert "most recent call first" in two.logs[1].read_text() and "faulty.py" in two.logs[1].read_text()
 
 
-@SLOW
+@toy.SLOW
 @pytest.mark.parametrize(
     "seconds, number", [(2, signal.SIGTERM), (5, signal.SIGINT), (9, signal.SIGHUP), (14, signal.SIGTERM)]
 )
@@ -173,7 +172,7 @@ def test_before_the_first_step_both_leave_at_once(start, tmp_path, number, secon
     assert two.last_lines()[1].startswith("ig_jax: "), two.last_lines()
 
 
-@SLOW
+@toy.SLOW
 def test_a_killed_process_ends_its_peer(start, tmp_path):
     for victim in (0, 1):
         two = start(tmp_path / f"run{victim}", *LONG)

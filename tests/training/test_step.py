@@ -87,7 +87,13 @@ def assert_same(result, expected):
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        *(pytest.param(axes, marks=toy.SLOW) for axes in ({"data": 8}, {"data": 1, "fsdp": 8})),
+    ],
+)
 def test_eight_devices_equal_one(alone, axes, monkeypatch):
     monkeypatch.setattr("ig_jax.parallel.sharding.SMALLEST_FSDP_ARRAY", 64)  # or a toy would stay replicated
     assert_same(train(toy.experiment(), make_mesh(**axes)), alone)
