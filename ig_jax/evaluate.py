@@ -37,7 +37,6 @@ from ig_jax.diffusion.recipe import Recipe
 from ig_jax.evaluation import cards, classifier, report, scoring, search, sweep
 from ig_jax.evaluation.features import InceptionNet
 from ig_jax.evaluation.image_sets import open_set
-from ig_jax.evaluation.reference import read_reference
 from ig_jax.evaluation.reference import write_reference as write
 from ig_jax.generation import decode, pretrained
 from ig_jax.generation.flags import check_sampling, define_request, requested
@@ -89,30 +88,41 @@ def evaluate() -> None:
     compare(out)
 
 
+def yardstick(out: Path) -> scoring.Yardstick:
+    """--reference and --inception."""
+    reference, inception = (cli.required(FLAGS[name]) for name in ("reference", "inception"))
+    return scoring.Yardstick(reference, inception, FLAGS.batch_size or 64, out / "reference_features")
+
+
+def check_one() -> None:
+    """Raise UserError unless there are either --samples or a --checkpoint to measure."""
+    both = bool(SAMPLES.value), bool(FLAGS.checkpoint)
+    check(sum(both) == 1, "(--samples, --checkpoint)", (SAMPLES.value, FLAGS.checkpoint), "one of the two")
+
+
 def score_each(out: Path) -> None:
     """`score` of --samples or --checkpoint; of each checkpoint of a pattern in a folder of its name, with a table."""
+    check_one()
     found = matching(FLAGS.checkpoint) if FLAGS.checkpoint else []
+    by = yardstick(out)
     if len(found) < 2:
-        return score(out)
+        return score(out, by)
     rows = []
     for path in found:
         FLAGS["checkpoint"].value, name = path, Path(path).name
-        score(out / name)
+        score(out / name, by)
         rows.append({"point": {"checkpoint": name}} | json.loads((out / name / "metrics.json").read_text()))
     if processes.is_first():
         print(search.table(rows))
         write_text(out / "table.txt", search.table(rows))
 
 
-def score(out: Path) -> None:
+def score(out: Path, by: scoring.Yardstick) -> None:
     """FID and its relatives of --samples, or of samples of --checkpoint that are never stored."""
-    both = bool(SAMPLES.value), bool(FLAGS.checkpoint)
-    check(sum(both) == 1, "(--samples, --checkpoint)", (SAMPLES.value, FLAGS.checkpoint), "one of the two")
-    reference = read_reference(cli.required(FLAGS["reference"]))
-    notes, folder, batch_size = list(reference.notes), out / "features", FLAGS.batch_size or 64
+    notes, folder, batch_size = list(by.reference.notes), out / "features", by.batch_size
     images = open_set(SAMPLES.value, "--samples") if SAMPLES.value else None
     check(images is None or FLAGS.num in (None, images.count), "--num", FLAGS.num, "left out with --samples: all count")
-    net = InceptionNet(cli.required(FLAGS["inception"]), make_mesh())
+    net = by.net
     if images is not None:
         notes += images.notes
         size, made = images.shape[:2], {"name": images.name, "digest": images.digest, "recipe": images.made}
@@ -133,7 +143,7 @@ def score(out: Path) -> None:
         asked = request.model, request.recipe, request.labels, request.seed
         batches = functools.partial(scoring.sampled, *asked, batch_size)
         measured = scoring.measure(net, batches, len(request.labels), folder, what)
-    reference = scoring.completed(reference, net, batch_size, out / "reference_features")
+    reference = by.measured
     numbers, how = scoring.results(measured, reference, size, notes)
     scoring.report(notes)
     processes.wait_for_all("the features are no longer needed")
@@ -142,8 +152,8 @@ def score(out: Path) -> None:
         write_text(out / "metrics.json", json.dumps(found, indent=2))
         for key, value in numbers.items():
             print(f"{key:<20}  {'not measured' if value is None else format(value, ',.7g')}")
-        for name in ("features", "reference_features"):
-            shutil.rmtree(out / name, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        by.forget()
 
 
 def reproduce(name: str) -> None:
@@ -160,7 +170,8 @@ def reproduce(name: str) -> None:
         if not FLAGS[key].present:
             FLAGS[key].parse(value)
     out = local_path(FLAGS.out, "--out")
-    score(out)
+    check_one()
+    score(out, yardstick(out))
     if processes.is_first():
         verdict = card.judge(json.loads((out / "metrics.json").read_text()))
         write_text(out / "card.json", json.dumps({"card": name, "verdict": verdict}, indent=2))
@@ -169,23 +180,26 @@ def reproduce(name: str) -> None:
 
 def explore(out: Path) -> None:
     """FID over a grid of recipes and a finer one around its best, all from the same noise."""
-    axes, reference = search.axes(SWEEP.value), read_reference(cli.required(FLAGS["reference"]))
+    axes, by = search.axes(SWEEP.value), yardstick(out)
+    what: dict[str, Any] = {"reference": by.reference.digest}  # read before anything large
     request = requested(FLAGS, "sweep", ["npz"], lambda model: (10_000, "random" if FLAGS.preset else "balanced"))
-    models = {ema: pretrained.load(FLAGS.checkpoint, ema=ema) for ema in axes.get("ema", [request.model.ema])}
-    models = {ema: dataclasses.replace(request.model, params=m.params, ema=m.ema) for ema, m in models.items()}
+    models = {request.model.ema: request.model}
+    for ema in axes.get("ema", ()):
+        if ema not in models:
+            other = pretrained.load(FLAGS.checkpoint, ema=ema)
+            models[ema] = dataclasses.replace(request.model, params=other.params, ema=ema)
     for point in search.grid(axes):
         request.model.check(request.recipe.replace(**{key: point[key] for key in point if key != "ema"}))
-    net, batch_size = InceptionNet(cli.required(FLAGS["inception"]), make_mesh()), FLAGS.batch_size or 64
-    reference = scoring.completed(reference, net, batch_size, out / "reference_features")
-    what = {key: request.metadata[key] for key in (*IDENTITY, "labels_sha256") if key in request.metadata}
-    what |= {"reference": reference.digest, "inception": net.digest, "count": len(request.labels)}
+    net, reference = by.net, by.measured
+    what |= {key: request.metadata[key] for key in (*IDENTITY, "labels_sha256") if key in request.metadata}
+    what |= {"inception": net.digest, "count": len(request.labels)}
 
     def score_point(point: search.Point) -> dict:
         recipe = request.recipe.replace(**{key: value for key, value in point.items() if key != "ema"})
         asked = models[point.get("ema", request.model.ema)], recipe, request.labels, request.seed
         if processes.is_first():
             print(f"sweep       {json.dumps(point)}", flush=True)
-        batches = functools.partial(scoring.sampled, *asked, batch_size)
+        batches = functools.partial(scoring.sampled, *asked, by.batch_size)
         found = scoring.measure(net, batches, len(request.labels), out / "features", what | {"point": point})
         numbers = scoring.distances(found, reference) | {"inception_score": found.in_order.mean}
         processes.wait_for_all("the point is measured")

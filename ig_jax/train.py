@@ -9,11 +9,16 @@ from ig_jax.base import signals
 if __name__ == "__main__":  # first: the imports take seconds
     signals.leave_at_once()
 
+from pathlib import Path
+from typing import Any
+
 from absl import flags
+from jax.sharding import Mesh
 
 from ig_jax.base import cli
 from ig_jax.base.compilations import keep_compilations
 from ig_jax.config import files as config_files
+from ig_jax.config.experiment import Experiment
 from ig_jax.parallel import processes
 
 FLAGS = config_files.ConfigFlags(
@@ -33,12 +38,20 @@ def main() -> None:
     cli.quiet_libraries()
     keep_compilations(workdir)
     # Late: brings Orbax and grain, and bad input should fail at once.
-    from ig_jax.evaluation import while_training
     from ig_jax.training.loop import train
 
     with processes.together(FLAGS):
-        train(experiment, workdir, evaluation=while_training.hooks)
+        train(experiment, workdir, evaluation=evaluation)
     signals.ignore()
+
+
+def evaluation(e: Experiment, mesh: Mesh, directory: Path) -> list[Any]:
+    """The hooks that measure samples while training, whose imports a run without them does not wait for."""
+    if not e.run.evaluate_every:
+        return []
+    from ig_jax.evaluation import while_training
+
+    return while_training.hooks(e, mesh, directory)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,10 @@ def while_training_fid(e, directory, reference, place, tmp_path, monkeypatch) ->
 
 
 def test_checkpoints_of_a_pattern_are_one_table_the_lowest_fid_first(tmp_path, monkeypatch, capsys):
-    def score(out):
+    measured_by = set()
+
+    def score(out, by):
+        measured_by.add(by)
         out.mkdir(parents=True)
         numbers = {"fid": 1 / int(out.name), "sfid": None, "inception_score": 2.0}
         (out / "metrics.json").write_text(json.dumps(numbers))
@@ -168,7 +171,8 @@ def test_checkpoints_of_a_pattern_are_one_table_the_lowest_fid_first(tmp_path, m
     monkeypatch.setattr(evaluate, "score", score)
     for step in ("5", "20", "9.orbax-checkpoint-tmp"):
         (tmp_path / "run" / step).mkdir(parents=True)
-    run(monkeypatch, f"--checkpoint={tmp_path}/run/*", "--inception=in", f"--out={tmp_path / 'out'}")
+    run(monkeypatch, f"--checkpoint={tmp_path}/run/*", "--inception=in", "--reference=ref", f"--out={tmp_path / 'out'}")
+    assert len(measured_by) == 1  # whose reference is measured once
     lines = (tmp_path / "out" / "table.txt").read_text().splitlines()
     assert [line.split()[:2] for line in lines] == [["checkpoint", "FID"], ['"20"', "0.050"], ['"5"', "0.200"]]
     assert capsys.readouterr().out.splitlines() == lines

@@ -251,7 +251,9 @@ def test_a_second_launch_on_a_live_workdir_is_refused(tmp_path):
 def test_lines_of_metrics_that_are_none_are_dropped(tmp_path):
     """What a machine that lost its power may leave: the run goes on, and every step has one line."""
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "a": 2.0}\n\n\xff\x00\n[]\n{"step": 2}\n{"step": 9}\n{"st')
-    MetricsFile(tmp_path, 2).write(3, {"a": 1.0})
+    file = MetricsFile(tmp_path)
+    file.cut(2)
+    file.write(3, {"a": 1.0})
     assert [line["step"] for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())] == [
         1,
         2,

@@ -63,9 +63,14 @@ def open_newest(
     with Checkpoints(directory, read_only=True, only=only) as reader:
         found = reader.restore_newest(wanted, as_readers=as_readers)
     if found is None:
-        expected = "a directory that holds a saved step"
-        raise UserError(name="checkpoint", value=str(checkpoint), expected=expected, fix="give the --workdir of a run")
+        raise nothing_saved(checkpoint)
     return found
+
+
+def nothing_saved(checkpoint: str | os.PathLike) -> UserError:
+    """The error of a directory without a step, for the caller to raise."""
+    expected, fix = "a directory that holds a saved step", "give the --workdir of a run"
+    return UserError(name="checkpoint", value=str(checkpoint), expected=expected, fix=fix)
 
 
 def stored_meta(checkpoint: str | os.PathLike) -> dict:

@@ -5,9 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
-from ig_jax.base.errors import check
 from ig_jax.base.files import atomic_directory, atomic_file, local_path
-from ig_jax.checkpoints.steps import Checkpoints, find, open_newest, stored_arrays
+from ig_jax.checkpoints.steps import Checkpoints, find, nothing_saved, open_newest, stored_arrays
 
 TRAINING = ("params", "optimizer")  # items of a step
 
@@ -21,8 +20,8 @@ def thin(checkpoint: str | os.PathLike, out: Path | None = None) -> tuple[int, i
     directory, only = find(local_path(checkpoint, "checkpoint"))
     with Checkpoints(directory, read_only=True) as reader:
         folders = [only] if only else [directory / str(step) for step in reader.steps()]
-    fix = "give the --workdir of a run"
-    check(bool(folders), "checkpoint", str(checkpoint), "a directory that holds a saved step", fix)
+    if not folders:
+        raise nothing_saved(checkpoint)
     folders = folders[:1] if out else folders
     for folder in folders:
         open_newest(folder, lambda meta: stored_arrays(meta, meta["arrays"].keys() - TRAINING), as_readers=True)

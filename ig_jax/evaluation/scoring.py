@@ -1,7 +1,9 @@
 """All metrics of one set of images against a reference, on the features of Inception."""
 
 import dataclasses
+import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +22,13 @@ from ig_jax.evaluation.frechet import GaussianStats, frechet_distance
 from ig_jax.evaluation.image_sets import ImageSet
 from ig_jax.evaluation.inception_score import SHUFFLED, InceptionScore
 from ig_jax.evaluation.metrics import FrechetDistance
-from ig_jax.evaluation.reference import Moments, Reference
+from ig_jax.evaluation.reference import Moments, Reference, read_reference
 from ig_jax.generation import sampler
 from ig_jax.generation.folder import IDENTITY
 from ig_jax.generation.pretrained import Pretrained
 from ig_jax.models.inception import FEATURES
 from ig_jax.parallel import processes
+from ig_jax.parallel.mesh import make_mesh
 
 Batches = Callable[[int], Iterator[tuple[np.ndarray, Any]]]  # from an index on: (indices (b,), images (B, H, W, C))
 Notes = list[tuple[str, str]]
@@ -110,6 +113,36 @@ def completed(reference: Reference, net: InceptionNet, batch_size: int, folder: 
     found = measure_set(net, reference.images, batch_size, folder)
     moments = reference.moments or {name: found.moments(name) for name in found.stats}
     return dataclasses.replace(reference, moments=moments, rows=found.rows)
+
+
+class Yardstick:
+    """What images are measured by, a reference and a feature net, each prepared when it is first needed, and once.
+
+    batch_size: images that the net sees at once; folder: of the features of the reference while they are measured.
+    """
+
+    def __init__(self, reference: str, inception: str, batch_size: int, folder: Path):
+        self.batch_size = batch_size
+        self._reference, self._inception, self._folder = reference, inception, folder
+
+    @functools.cached_property
+    def reference(self) -> Reference:
+        """The reference as it is stored.  Raises: UserError where it cannot be read."""
+        return read_reference(self._reference)
+
+    @functools.cached_property
+    def net(self) -> InceptionNet:
+        """The feature net, on all devices."""
+        return InceptionNet(self._inception, make_mesh())
+
+    @functools.cached_property
+    def measured(self) -> Reference:
+        """The reference with statistics and rows, of its images where it has none; see `completed`."""
+        return completed(self.reference, self.net, self.batch_size, self._folder)
+
+    def forget(self) -> None:
+        """Remove the features of the reference from the disk."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def distances(samples: Measured, reference: Reference) -> dict[str, float | None]:

@@ -131,8 +131,7 @@ def one_shard() -> Iterator[None]:
 def of_shards(gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Keep gradients (S, ...) by name, one of each shard of the batch, where that shard is: nothing is exchanged."""
     mesh = jax.sharding.get_abstract_mesh()
-    specs = {name: parameter_spec(name, array.shape[1:], mesh) for name, array in gradients.items()}
-    local = {name: (axis if axis == "tensor" else None for axis in spec) for name, spec in specs.items()}
+    local = {name: _of_tensor(parameter_spec(name, array.shape[1:], mesh)) for name, array in gradients.items()}
     return {name: _constrain(array, PartitionSpec(BATCH_AXES, *local[name])) for name, array in gradients.items()}
 
 
@@ -142,7 +141,7 @@ def mean_of_shards(gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
     def mean(name: str, array: jax.Array) -> jax.Array:
         stored = parameter_spec(name, array.shape[1:], mesh)
-        local = PartitionSpec(BATCH_AXES, *(axis if axis == "tensor" else None for axis in stored))
+        local = PartitionSpec(BATCH_AXES, *_of_tensor(stored))
 
         def exchange(part: jax.Array) -> jax.Array:
             if "fsdp" not in stored:
@@ -154,6 +153,11 @@ def mean_of_shards(gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return jax.shard_map(exchange, mesh=mesh, in_specs=local, out_specs=stored)(array)
 
     return {name: mean(name, array) for name, array in gradients.items()}
+
+
+def _of_tensor(stored: PartitionSpec) -> PartitionSpec:
+    """A stored array whole over 'fsdp', still cut over 'tensor'."""
+    return PartitionSpec(*(axis if axis == "tensor" else None for axis in stored))
 
 
 def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -184,6 +188,4 @@ def scatter_gradient(gradient: jax.Array, tensor_dimension: int | None) -> jax.A
     if mesh.empty:
         return gradient
     spec = stored_spec(gradient.shape, tensor_dimension, mesh)
-    return _constrain(
-        gradient, PartitionSpec(*((a if a == "tensor" else None for a in spec) if _one_shard.get() else spec))
-    )
+    return _constrain(gradient, _of_tensor(spec) if _one_shard.get() else spec)

@@ -65,15 +65,10 @@ class Hook:
         """What it does, for a report."""
         return self.action.__qualname__.partition(".")[0]
 
-    def __call__(self, moment: Moment) -> None:
-        """Act if it is time."""
-        due = (
-            moment.last
-            or moment.step % max(self.every, 1) == 0
-            or (self.when_stopping and (moment.stopping or moment.saving))
-        )
-        if self.every > 0 and due:
-            self.action(moment)
+    def is_due(self, moment: Moment) -> bool:
+        """Whether it is time to act."""
+        asked = self.when_stopping and bool(moment.stopping or moment.saving)
+        return self.every > 0 and (moment.last or moment.step % self.every == 0 or asked)
 
 
 def watch(every: int, limit: int, trained: Sequence[str]) -> Hook:

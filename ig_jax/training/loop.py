@@ -88,32 +88,22 @@ def train(
             print(f"nothing to do: {path} already holds step {start}")
             return state
 
-        # 4. Describe the run, on the terminal and in config.json.
+        # 4. Describe the run, on the terminal, in config.json and in metrics.jsonl.
+        metrics = workdir.MetricsFile(path)
         if processes.is_first():
-            write_text(path / stored.FILE, json.dumps(e.as_dict(), indent=2))
             print(summary(e, path, mesh, source, start, program.fit, device_bytes(program.layout)), flush=True)
-            old = found.get(start, e)
-            for line in resume.changes(old, e, start):
-                print(f"changed     {line}", flush=True)
-            startup.begin(workdir.MetricsFile(path, start), start, resume.differences(old, e))
+            _begin(e, found.get(start, e), path, metrics, start, startup)
 
         # 5. Step to the end, or to a stop; after too many bad steps once more, from the last checkpoint.
         with goodput.during("compile"):
             train_step = compilation.result()
-        run = Run(e, path, mesh, source, saver, train_step, fingerprint, goodput, startup, stack)
+        run = Run(e, path, metrics, mesh, source, saver, train_step, fingerprint, goodput, startup, stack)
         more_hooks = [*more_hooks, *evaluation(e, mesh, path)]
         with processes.sharing_fate():
             try:
                 state = run.steps(state, more_hooks)
             except Diverged as error:
-                saver.wait()
-                state = restored(saver, program.layout, goodput.note)
-                if state is None:
-                    raise
-                goodput.go_back(int(state.step))
-                if processes.is_first():
-                    print(f"ig_jax: warning: {error}; going back to step {int(state.step)}, once", file=sys.stderr)
-                state = run.steps(state, more_hooks)
+                state = run.steps(run.gone_back(error, program.layout), more_hooks)
 
             # 6. Wait until everything is on disk.
             saver.wait()
@@ -130,6 +120,7 @@ class Run:
         self,
         experiment: Experiment,
         path: Path,
+        metrics: workdir.MetricsFile,
         mesh: Mesh,
         source: Source,
         saver: checkpoints.Checkpoints,
@@ -139,7 +130,7 @@ class Run:
         startup: Startup,
         stack: contextlib.ExitStack,
     ):
-        self.experiment, self.path, self.mesh, self.source = experiment, path, mesh, source
+        self.experiment, self.path, self.metrics, self.mesh, self.source = experiment, path, metrics, mesh, source
         self.saver, self.train_step, self.goodput, self.startup = saver, train_step, goodput, startup
         self.encoder = encoder_weights(experiment, mesh)
         self.meta = {
@@ -174,7 +165,7 @@ class Run:
         """The state after the last step.  Raises: Diverged after too many bad steps, Preempted after a signal."""
         size, last, start = self.experiment.data.batch_size, self.experiment.run.steps, int(state.step)
         actions = [*self.own_hooks(state), *more_hooks]
-        records = Records(self.experiment, self.path, self.tensorboard, self.goodput, start)
+        records = Records(self.experiment, self.metrics, self.tensorboard, self.goodput, start)
         self.progress.restart(start)
         self.startup.stepping()
         self.window.close()
@@ -189,7 +180,7 @@ class Run:
                 asked = self._asked(step)
                 saving, stopping = asked == hooks.SAVE, asked.replace(hooks.SAVE, "")
                 moment = hooks.Moment(step, state, metrics, step == last, stopping, self.progress, records, saving)
-                for hook in actions:
+                for hook in (each for each in actions if each.is_due(moment)):
                     self.watchdog.expect(f"{hook.name} after step {step}", hook.patience)
                     with self.goodput.during(hook.spends):
                         self._act(hook, moment)
@@ -197,10 +188,23 @@ class Run:
                     break
         return state
 
+    def gone_back(self, error: Diverged, layout: TrainState) -> TrainState:
+        """The state of the last checkpoint, from which the run goes on.  Raises: `error` where there is none."""
+        self.saver.wait()
+        state = restored(self.saver, layout, self.goodput.note)
+        if state is None:
+            raise error
+        step = int(state.step)
+        self.goodput.go_back(step)
+        if processes.is_first():
+            self.metrics.cut(step)
+            print(f"ig_jax: warning: {error}; going back to step {step}, once", file=sys.stderr)
+        return state
+
     def _act(self, hook: hooks.Hook, moment: hooks.Moment) -> None:
         """Call a hook; where nobody reads what it prints, the run stops as after a signal."""
         try:
-            hook(moment)
+            hook.action(moment)
         except BrokenPipeError:
             if not cli.drop_dead_streams():
                 raise
@@ -242,6 +246,17 @@ class Compilation:
         self.begin()
         assert self._future is not None
         return self._future.result()
+
+
+def _begin(
+    e: Experiment, old: Experiment, path: Path, metrics: workdir.MetricsFile, start: int, startup: Startup
+) -> None:
+    """Write the settings, tell what changed since the experiment `old`, and go on with metrics.jsonl after `start`."""
+    write_text(path / stored.FILE, json.dumps(e.as_dict(), indent=2))
+    for line in resume.changes(old, e, start):
+        print(f"changed     {line}", flush=True)
+    metrics.cut(start)
+    startup.begin(metrics, start, resume.differences(old, e))
 
 
 def _check_resumable(

@@ -3,7 +3,6 @@
 import functools
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,10 +22,9 @@ from ig_jax.training.workdir import MetricsFile
 class Records:
     """metrics.jsonl and TensorBoard of a run from step `start` on, each step once; the first process writes."""
 
-    def __init__(self, e: Experiment, directory: Path, tensorboard: TensorBoard, goodput: Goodput, start: int):
-        self._tensorboard, self._goodput = tensorboard, goodput
+    def __init__(self, e: Experiment, file: MetricsFile, tensorboard: TensorBoard, goodput: Goodput, start: int):
+        self._file, self._tensorboard, self._goodput = file, tensorboard, goodput
         if processes.is_first():
-            self._file = MetricsFile(directory, start)
             tensorboard.begin(start, flat(e.as_dict()))
 
     def write(self, step: int, values: Mapping[str, float | dict]) -> None:

@@ -8,13 +8,15 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from ig_jax.base.buckets import is_remote
 from ig_jax.base.errors import UserError
 from ig_jax.base.files import atomic_file, lock, run_path
+
+METRICS = "metrics.jsonl"
 
 
 def prepare(workdir: str) -> Path:
@@ -71,39 +73,44 @@ class Lease:
 
 def read_metrics(workdir: Path) -> list[dict]:
     """The lines of metrics.jsonl that hold metrics of a step, in order."""
-    path = workdir / "metrics.jsonl"
-    found = []
-    for line in path.read_bytes().decode(errors="replace").split("\n") if path.exists() else ():
+    return list(_metrics(_lines(workdir / METRICS)))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_bytes().decode(errors="replace").split("\n") if path.exists() else []
+
+
+def _metrics(lines: Iterable[str]) -> Iterator[dict]:
+    for line in lines:
         with contextlib.suppress(ValueError):  # torn
-            found.append(json.loads(line))
-    return [line for line in found if isinstance(line, dict) and "step" in line]
+            found = json.loads(line)
+            if isinstance(found, dict) and "step" in found:
+                yield found
 
 
 def last_sign_of_life(workdir: Path) -> tuple[float, float]:
     """(seconds after the first start of the run, the time) of the last line of metrics.jsonl, (0, 0) for none."""
-    alive = next((line["seconds/total"] for line in reversed(read_metrics(workdir)) if "seconds/total" in line), 0.0)
+    latest = _metrics(reversed(_lines(workdir / METRICS)))
+    alive = next((line["seconds/total"] for line in latest if "seconds/total" in line), 0.0)
     # An object in a bucket has no time that its library gives alike everywhere: then no time between is known.
-    at = time.time() if is_remote(workdir) else (workdir / "metrics.jsonl").stat().st_mtime if alive else 0.0
+    at = time.time() if is_remote(workdir) else (workdir / METRICS).stat().st_mtime if alive else 0.0
     return alive, at
 
 
 class MetricsFile:
     """metrics.jsonl: a line for each logged step, once, however often the run was interrupted, and for each start."""
 
-    def __init__(self, workdir: Path, resumed_at: int):
-        self._path = workdir / "metrics.jsonl"
-        kept = [line for line in self._lines() if self._step(line) <= resumed_at]
+    def __init__(self, workdir: Path):
+        self._path = workdir / METRICS
+
+    def cut(self, step: int) -> None:
+        """Leave out the lines after `step`, from which a run goes on, and what a kill has left of the last one."""
+        kept = [line for line in _lines(self._path)[:-1] if self._step(line) <= step]
         self._replace("".join(f"{line}\n" for line in kept))
 
     def _replace(self, text: str) -> None:
         with atomic_file(self._path) as file:
             file.write(text.encode())
-
-    def _lines(self) -> list[str]:
-        """Whole lines; a process killed while writing leaves at most one torn line, the last."""
-        if not self._path.exists():
-            return []
-        return self._path.read_bytes().decode(errors="replace").split("\n")[:-1]
 
     @staticmethod
     def _step(line: str) -> float:

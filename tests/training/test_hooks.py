@@ -23,8 +23,8 @@ def acted(hook_of, moments):
     """The steps at which a hook acts."""
     steps = []
     hook = hook_of(lambda moment: steps.append(moment.step))
-    for one in moments:
-        hook(one)
+    for one in filter(hook.is_due, moments):
+        hook.action(one)
     return steps
 
 
