@@ -125,6 +125,7 @@ class Card:
     shards: dict[str, str]  # file name -> sha256
     source: str
     versions: dict[str, str]
+    spread: str = "std"  # second half of moments: "std" | "logvar"
     # Of images that were encoded here, and not of latents that were copied:
     crop: str = ""  # "centre"
     size: int = 0  # pixels along each side

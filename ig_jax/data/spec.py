@@ -15,6 +15,7 @@ FLIPPED = "_flip"  # suffix of the array that holds the encoded mirror images
 ENCODER = "encoder"  # the weights that encode images in the step, next to the arrays of a batch
 FLOATS = ("float32", "bfloat16", "float16")
 SPREADS = ("std", "logvar")
+LOG_VARIANCES = (-30.0, 20.0)  # to which they are clamped, as in diffusers' DiagonalGaussianDistribution
 UNSTATED = ""  # name of the scaling of latents whose files do not state one
 
 
@@ -51,7 +52,7 @@ class BatchSpec:
         scaling: of the latents.
         class_names: one for each class.
         identity: names the data in every process and run; empty where no data have been opened.
-        spread: second half of moments: "std" | "logvar", which is clamped to -30..20.
+        spread: second half of moments: "std" | "logvar", which is clamped to LOG_VARIANCES.
         channels_first: moments and latents are stored (C, H, W).
         encoder: of pixels, for a model of latents.
     """

@@ -33,8 +33,6 @@ def open_latents(path: str, form: str, split: str) -> Source:
         fix = error.fix.replace("data.source", "--source").replace("--config.", "")
         raise UserError(name=flag, value=error.value, expected=error.expected, fix=fix) from error
     check(source.spec.holds != "pixels", "--from", path, "latents", "encode pixels with --images")
-    expected = "moments with a standard deviation: shards hold one, and that of a log-variance would be rounded"
-    check(source.spec.spread == "std", "--from", path, expected, "train on the folder itself")
     return source
 
 
@@ -63,7 +61,7 @@ def copy(source: Source, folder: Folder, split: str, shard_size: int) -> str:
     if not processes.is_first():
         return ""
     with waiting(f"reading {len(folder.files)} shards back"):
-        fields, rows = contents(folder, layout, names, source.labels, len(spec.class_names))
+        fields, rows = contents(folder, layout, names, source.labels, len(spec.class_names), spec.spread)
     check(len(rows) == len(source), "--out", str(folder.path), "shards of every record", "remove it")
     scaling = spec.scaling
     if scaling.name == UNSTATED:
@@ -81,6 +79,7 @@ def copy(source: Source, folder: Folder, split: str, shard_size: int) -> str:
         scaling=scaling,
         shard_size=shard_size,
         source=spec.identity,
+        spread=spec.spread,
     )
     shards.write_card(folder.path, card)
     empty = sum(count == 0 for count in histogram)

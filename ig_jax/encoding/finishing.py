@@ -17,7 +17,7 @@ from ig_jax.base.versions import version, versions
 from ig_jax.checkpoints.autoencoder import Autoencoder
 from ig_jax.data import crop, shards, statistics
 from ig_jax.data.images.listing import Images
-from ig_jax.data.spec import FORMS
+from ig_jax.data.spec import FORMS, LOG_VARIANCES
 from ig_jax.encoding.folder import Folder
 from ig_jax.encoding.images import Settings
 from ig_jax.models import autoencoder, latents
@@ -58,9 +58,12 @@ class Summary(NamedTuple):
     rows: list[int]  # of the source, of the images that are there
 
 
-def summarise(path: Path, layout: shards.RecordLayout, expected: Iterable[tuple[int, str, int | None]]) -> Summary:
+def summarise(
+    path: Path, layout: shards.RecordLayout, expected: Iterable[tuple[int, str, int | None]], spread: str = "std"
+) -> Summary:
     """Read a shard back.  `expected`: row, name and label, if known, of each image of its part of the source.
 
+    spread: second half of moments, "std" | "logvar".
     Raises: UserError for damage, numbers that are not finite, and images that are not expected, or not in this order.
     """
     channels = layout.shape[-1] // (2 if layout.arrays[0] == FORMS["moments"] else 1)
@@ -78,19 +81,25 @@ def summarise(path: Path, layout: shards.RecordLayout, expected: Iterable[tuple[
         if not all(np.isfinite(array).all() for array in values.values()):
             raise damaged(path, f"record {len(rows)}, {name}, is not finite", AGAIN)
         stored = values[layout.arrays[0]].reshape(-1, layout.shape[-1])
-        mean, std = stored[:, :channels], stored[:, channels:]
-        sums += [mean.sum(0), (mean**2).sum(0), (std**2).sum(0) if std.size else np.zeros(channels)]
+        mean, second = stored[:, :channels], stored[:, channels:]
+        variance = np.exp(np.clip(second, *LOG_VARIANCES)) if spread == "logvar" else second**2
+        sums += [mean.sum(0), (mean**2).sum(0), variance.sum(0) if variance.size else np.zeros(channels)]
         labels.append(label)
         rows.append(row)
     return Summary(len(rows), shards.sha256(path), sums, labels, rows)
 
 
 def contents(
-    folder: Folder, layout: shards.RecordLayout, names: Sequence[str], labels: np.ndarray | None, classes: int
+    folder: Folder,
+    layout: shards.RecordLayout,
+    names: Sequence[str],
+    labels: np.ndarray | None,
+    classes: int,
+    spread: str = "std",
 ) -> tuple[dict, np.ndarray]:
     """(fields of the card, rows of the source that are there) of all shards, read back.
 
-    names, labels (if known): of the source.
+    names, labels (if known), spread of moments: of the source.
 
     Raises: UserError naming the shard that is wrong.
     """
@@ -98,7 +107,7 @@ def contents(
     def one(shard: int) -> Summary:
         expected = ((row, names[row], None if labels is None else int(labels[row])) for row in folder.rows(shard))
         with at_hand(folder.files[shard]) as path:
-            return summarise(path, layout, expected)
+            return summarise(path, layout, expected, spread)
 
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         parts = list(pool.map(one, range(len(folder.files))))

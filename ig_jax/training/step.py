@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ig_jax.data.spec import ENCODER, FLIPPED, BatchSpec
+from ig_jax.data.spec import ENCODER, FLIPPED, LOG_VARIANCES, BatchSpec
 from ig_jax.diffusion import curves
 from ig_jax.diffusion.loss import NoisyBatch, Objective
 from ig_jax.diffusion.randomness import Purpose, address
@@ -46,8 +46,8 @@ def prepare(spec: BatchSpec, batch: dict[str, Any], seed: int, step: jax.Array) 
         x = jnp.moveaxis(x, 1, -1)
     if spec.holds == "moments" or spec.encoder:
         mean, std = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        if spec.spread == "logvar":  # clamped as in diffusers' DiagonalGaussianDistribution
-            std = jnp.exp(jnp.clip(std, -30.0, 20.0) / 2)
+        if spec.spread == "logvar":
+            std = jnp.exp(jnp.clip(std, *LOG_VARIANCES) / 2)
         noise = jax.random.normal(address(seed, Purpose.POSTERIOR, step), mean.shape, jnp.float32)
         x = latents.sample(mean, std, noise)
     return spec.scaling.normalise(x)

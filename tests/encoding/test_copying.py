@@ -1,5 +1,6 @@
 """`ig_jax.encode --from`: published folders of latents become shards of ours, bit for bit."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from refusal import refused
 from ig_jax import encode
 from ig_jax.base import cli
 from ig_jax.data import shards
+from ig_jax.encoding import copying
 from ig_jax.models.latents import SD_VAE_SCALING, identity
 
 
@@ -48,6 +50,29 @@ def test_a_copy_reads_as_the_folder_it_is_of(tmp_path, folder, form, side, chann
         assert found[name].dtype == values.dtype
         np.testing.assert_array_equal(found[name], values)
     assert card.input_range == ((0.0, 1.0) if form == "edm2" else (-1.0, 1.0))
+
+
+def test_a_log_variance_stays_one_and_the_card_says_so(tmp_path, monkeypatch):
+    open_latents, as_std = copying.open_latents, run(tmp_path / "std", **{"from": LATENTS / "meanflow"})
+
+    def with_log_variance(*asked):
+        source = open_latents(*asked)
+        spec = dataclasses.replace(source.spec, spread="logvar")
+        return dataclasses.replace(source, spec=spec, read=lambda rows: source.read(rows) | logarithms(source, rows))
+
+    def logarithms(source, rows):
+        mean, std = np.split(source.read(rows)["moments"], 2, axis=1)  # channels first
+        return {"moments": np.concatenate([mean, 2 * np.log(std)], 1)}
+
+    monkeypatch.setattr(copying, "open_latents", with_log_variance)
+    card = run(tmp_path / "logvar", **{"from": LATENTS / "meanflow"})
+    assert (as_std.spread, card.spread) == ("std", "logvar")
+    np.testing.assert_allclose(card.channel_std, as_std.channel_std, rtol=1e-6)
+    asked = dict(side=16, channels=4, scaling=SD_VAE_SCALING, classes=3)
+    std, kept = (opened(tmp_path / name, "shards", **asked) for name in ("std", "logvar"))
+    assert kept.spec.spread == "logvar"
+    mean, spread = np.split(every(std)["moments"], 2, axis=-1)
+    np.testing.assert_array_equal(every(kept)["moments"], np.concatenate([mean, 2 * np.log(spread)], -1))
 
 
 def test_a_shard_that_is_missing_is_written_again(tmp_path, capsys):

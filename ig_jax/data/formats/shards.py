@@ -35,6 +35,7 @@ def open_shards(config: DataConfig, split: str) -> Source:
         mirrored=reader.mirrored,
         scaling=card.scaling,
         class_names=tuple(card.class_names),
+        spread=card.spread,
         identity=f"shards:{checksum(*map(str.encode, card.shards.values()))}:{split}[{card.count}]",
     )
     counts = np.asarray(card.class_histogram)
