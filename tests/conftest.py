@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 # Most of a test is compilation, and LLVM's optimisations are nearly half of it; no result here is one of speed.
@@ -9,8 +10,12 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# `train` called inside this process would leave the cache of its run to all later tests; commands of their own have it.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Many tests need the same programs, which are compiled once a session; workers of pytest-xdist inherit the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="ig_jax_programs_")  # until this process ends
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
 import pytest
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -323,9 +324,11 @@ def test_a_signal_ends_in_one_line_that_says_how_to_resume(checkpoint, tmp_path)
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    printed = [line for line, _ in zip(process.stdout, range(8))]
+    started = time.monotonic()
+    while not list((tmp_path / "out").glob("*.png")) and time.monotonic() < started + toy.HANGS:
+        time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    printed += process.communicate(timeout=toy.HANGS)[0].splitlines()
+    printed = process.communicate(timeout=toy.HANGS)[0].splitlines()
     assert process.returncode == RESUMABLE
     assert printed[-1] == "ig_jax: stopped: SIGTERM; rerun the same command to resume"
     assert not any("Traceback" in line for line in printed) and len(files(tmp_path / "out")) > 1

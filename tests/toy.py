@@ -25,6 +25,14 @@ from ig_jax.models.latents import from_factor
 from ig_jax.training.step import TrainStep
 
 ROOT = Path(__file__).parents[1]
+CACHE = tuple(
+    f"JAX_{name}"
+    for name in (
+        "COMPILATION_CACHE_DIR",
+        "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+        "PERSISTENT_CACHE_ENABLE_XLA_CACHES",
+    )
+)  # of tests/conftest.py
 SLOW = pytest.mark.skipif(os.environ.get("IG_JAX_SLOW") != "1", reason="IG_JAX_SLOW=1 runs the long ones")
 
 MODEL = dit.DiTConfig(
@@ -158,13 +166,12 @@ def fresh(values: absl_flags.FlagValues) -> absl_flags.FlagValues:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """This process's, with another number of host devices."""
+    """This process's, with another number of host devices, and programs kept where a user's are."""
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in CACHE},
         # The last of two counts of devices is the one that counts.
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
     }
 
 

@@ -63,7 +63,7 @@ def test_a_card_samples_as_it_says_and_is_judged(monkeypatch, tmp_path, capsys):
 
     seen = {}
 
-    def score(out):
+    def score(out, by):
         seen.update({key: evaluate.FLAGS[key].value for key in ("preset", "labels", "num")})
         out.mkdir()
         (out / "metrics.json").write_text(json.dumps({"fid": 1.2, "count": 100}))
