@@ -15,6 +15,8 @@ from PIL import Image
 from ig_jax import evaluate
 from ig_jax.base import cli
 from ig_jax.checkpoints import inception as checkpoint
+from ig_jax.config.experiment import EmaConfig
+from ig_jax.data import crop
 from ig_jax.evaluation import features, rows, scoring, while_training
 from ig_jax.evaluation.frechet import frechet_distance
 from ig_jax.generation import pretrained
@@ -228,3 +230,55 @@ def test_a_sweep_searches_a_grid_then_around_its_best_and_resumes(place, tmp_pat
     with pytest.raises(SystemExit):
         run(monkeypatch, *given, "--sweep=ig_scale=1,1")
     assert "--sweep='ig_scale=1,1' must be axes" in capsys.readouterr().err
+
+
+def test_a_sweep_over_intervals_and_averages(place, tmp_path, monkeypatch):
+    """A point samples with its own interval and average; the best ones stay where a scale is refined."""
+    e = toy.replace(tiny.experiment(), ema=EmaConfig((0.9, 0.5), warmup=False))
+    seen = []
+
+    def measure(net, batches, count, folder, what):
+        folder.mkdir()
+        model, recipe = batches.args[:2]
+        rule = recipe.rules["ig"]
+        seen.append((rule.scale, rule.interval, model.ema, model.params is models[model.ema].params))
+        mean = 3.0 - (model.ema == "0.5") - (rule.interval == (0.3, 1.0)) + abs(rule.scale - 1.6)
+        return SimpleNamespace(in_order=SimpleNamespace(mean=mean))
+
+    models, load = {}, pretrained.load
+
+    def loaded(*args, **options):
+        model = load(*args, **options)
+        models[model.ema] = model
+        return model
+
+    monkeypatch.setattr(pretrained, "load", loaded)
+    monkeypatch.setattr(scoring, "measure", measure)
+    monkeypatch.setattr(scoring, "completed", lambda reference, *a: reference)
+    monkeypatch.setattr(scoring, "distances", lambda found, reference: {"fid": found.in_order.mean, "sfid": None})
+    given = [f"--checkpoint={tiny.write(tmp_path / 'run', e)}", f"--inception={place[0] / 'in'}", "--num=8"]
+    given += [f"--reference={place[0] / 'ref.npz'}", f"--out={tmp_path / 'out'}"]
+    run(monkeypatch, *given, "--sweep=ig_scale=1,2;ig_interval=0:1,0.3:1;ema=0.9,0.5")
+    intervals = ((0.0, 1.0), (0.3, 1.0))
+    assert set(seen[:8]) == {
+        (w, interval, ema, True) for w in (1, 2) for interval in intervals for ema in ("0.9", "0.5")
+    }
+    assert seen[8:] == [(1.5, (0.3, 1.0), "0.5", True)]
+    best = json.loads((tmp_path / "out" / "best.json").read_text())["point"]
+    assert best == {"ig_scale": 1.5, "ig_interval": [0.3, 1.0], "ema": "0.5"}
+
+
+def test_a_reference_of_class_folders_holds_their_crops(place, tmp_path, monkeypatch):
+    rng, expected = np.random.default_rng(1), []
+    for index, shape in enumerate([(20, 9, 3), (8, 13, 3), (8, 8, 3), (31, 16, 3)]):
+        path = tmp_path / "images" / f"class{index // 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+        image.save(path)
+        expected.append(np.asarray(crop.centre_crop(image, 8)))
+    given = f"--images={tmp_path / 'images'}", "--size=8", f"--inception={place[0] / 'in'}", "--batch_size=8"
+    run(monkeypatch, f"--write_reference={tmp_path / 'ref.npz'}", *given)
+    with np.load(tmp_path / "ref.npz") as written:
+        np.testing.assert_array_equal(written["arr_0"], expected)
+        pool = jax.jit(inception.forward)(files.params(), np.stack(2 * expected))[0]  # 8 images, as the reference
+        np.testing.assert_allclose(written["mu"], np.mean(pool, 0), rtol=1e-4)
