@@ -5,7 +5,7 @@
 #   --extra=cuda   adds the GPU compiler and cuDNN (5.5 GB) and the same tests for GPU boxes
 #   --extra=torch  adds PyTorch and diffusers, and the tests that read and write weights with them
 #   --extra=buckets  adds object stores on this machine, and the tests of gs:// and s3://
-#   IG_JAX_SLOW=1  also runs the long ones: hung and frozen processes, random faults, every mesh, every config for a TPU
+#   IG_JAX_SLOW=1  also runs the long ones: frozen processes, random faults, every mesh, network and config there is
 #   IG_JAX_FULL_SIZE=1 also compiles the XL networks for 256 chips and 8 GPUs, which takes hours
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -86,6 +86,7 @@ def test_the_peer_has_the_parts_of_sit_alone():
         made("Sample", solver="heun")
 
 
+@toy.SLOW
 def test_a_step_in_turns_with_the_peer(tmp_path):
     results, script = tmp_path / "results.jsonl", toy.ROOT / "launch/peer_diffusers.py"
     flags = [*bench_fakes.TINY, "--steps=2", "--cfg_scale=1.35"]

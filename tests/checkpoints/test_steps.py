@@ -116,8 +116,8 @@ def damage(directory, step, item, how):
     "item,how",
     [
         ("params", "missing"),
-        ("params", "empty"),
-        ("params", "truncated"),
+        pytest.param("params", "empty", marks=toy.SLOW),
+        pytest.param("params", "truncated", marks=toy.SLOW),
         ("params", "flipped"),
         ("ema_0.999", "flipped"),
         ("optimizer", "flipped"),
@@ -218,7 +218,7 @@ def reporters():
     return sys.unraisablehook, warnings.filters[:], [logging.getLogger(name).filters[:] for name in ("asyncio", "absl")]
 
 
-@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
+@pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=toy.SLOW) for how in ("missing", "truncated"))])
 def test_reports_of_other_errors_are_restored_after_a_failure(copy, how):
     before = reporters()
     for step in (1, 2):

@@ -226,7 +226,7 @@ def idx_folder(folder, labels):
     return str(folder)
 
 
-@pytest.mark.parametrize("classes", [1, 3, 12])
+@pytest.mark.parametrize("classes", [3, 12, pytest.param(1, marks=toy.SLOW)])
 def test_other_classes_start_with_a_new_label_table(plain, tmp_path, capsys, classes):
     config = with_init(plain[1], plain[0], model__num_classes=classes)
     config["data"] |= dict(source="idx", folder=idx_folder(tmp_path, [i % classes for i in range(32)]))
