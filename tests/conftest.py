@@ -5,19 +5,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 # Most of a test is compilation, and LLVM's optimisations are nearly half of it; no result here is one of speed.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Many tests need the same programs, which are compiled once a session; workers of pytest-xdist inherit the folder.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _programs = tempfile.TemporaryDirectory(prefix="ig_jax_programs_")  # until this process ends
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+# Many tests need the same programs: each process compiles them once. JAX writes them in place, so that another process
+# could read half of one.
+_programs = tempfile.TemporaryDirectory(prefix="ig_jax_programs_")  # until this process ends
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
-
-import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/toy.py
 

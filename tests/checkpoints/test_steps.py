@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import logging
+import math
 import resource
 import shutil
 import sys
@@ -230,10 +231,13 @@ def test_reports_of_other_errors_are_restored_after_a_failure(copy, how):
 
 @pytest.fixture
 def small_files():
-    """A limit of 4,000 bytes on every file, like a full disk."""
+    """A limit of 4,000 bytes on every file, like a full disk; JAX's cache of programs is left alone."""
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
