@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FORMS = ("full", "runlocal")
 ARGUMENTS = {  # the groups of words each config takes
     "digits": [("head", "plain"), FORMS],
-    "fashion_mnist": [FORMS],
+    "fashion_mnist": [("full", "small", "runlocal")],
     "fractal": [FORMS],
     "sit_imagenet256": [("XL", "L", "B"), ("paper", "release"), ("256", "512"), FORMS],
     "dit_imagenet256": [("XL", "L", "B"), ("paper", "plain"), ("256", "512"), FORMS],
