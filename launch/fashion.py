@@ -5,7 +5,6 @@
 .venv/bin/python launch/fashion.py report OUT            OUT/table.md, OUT/fashion_mnist.json and two pictures
 """
 
-import dataclasses
 import gzip
 import json
 import struct
@@ -15,23 +14,24 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ig_jax.base.files import atomic_file, write_text
+from ig_jax.base.files import append_lines, atomic_file, write_text
 from ig_jax.data.dataset import DataConfig, open_split
 from ig_jax.data.formats.idx import IDX_FILES
 from ig_jax.data.sources import Source
 from ig_jax.data.spec import pixels
 from ig_jax.evaluation import classifier
-from ig_jax.evaluation.frechet import GaussianStats, frechet_distance
+from ig_jax.evaluation.metrics import Agreement, FrechetDistance
 from ig_jax.evaluation.rows import precision_recall
 from ig_jax.generation import pretrained
 from ig_jax.generation.captions import guidance
+from ig_jax.generation.labels import labels_for
 from ig_jax.pictures.images import grid, write_png
 
 SEEDS, CLASSES, SIDE = (0, 1, 2), 10, 16
 COUNTS = {"train": 60_000, "test": 10_000}
 SAMPLES, BATCH = 10_000, 250
 WEAK = 500  # step of the checkpoint that guides in autoguidance
-LATE, EARLY = (0.3, 1.0), (0.0, 0.7)  # intervals of sigma-time without the last steps, and without the first
+LATE, EARLY = [0.3, 1.0], [0.0, 0.7]  # intervals of sigma-time without the last steps, and without the first
 PLAIN, KINDS = "no guidance", {"ig": "IG", "cfg": "CFG", "auto": "autoguidance"}
 TICKS = (0.7, 1, 1.5, 2, 3, 5, 7)  # of FD-CNN in the picture
 METRICS = ("fd_cnn", "agreement", "precision", "recall")
@@ -88,38 +88,36 @@ def measure(out: str, seed: str) -> None:
     """A line for each network and guidance, all from the same noise; what is there is not measured again."""
     train, test = (opened(Path(out) / "data", split) for split in ("train", "test"))
     net = classifier.trained_once(train, test, Path(out))
-    reference, nearest = GaussianStats.empty(classifier.FEATURES), np.empty((0, classifier.FEATURES), np.float32)
+    reference, nearest = FrechetDistance("features", None), np.empty((0, classifier.FEATURES), np.float32)
     for images, _ in classifier.batches(train):
-        features = net(images)["features"]
-        reference, nearest = reference.add(features), np.concatenate([nearest, features])[:SAMPLES]
+        found = net(images)
+        reference, nearest = reference.update(found), np.concatenate([nearest, found["features"]])[:SAMPLES]
 
     def numbers(images: np.ndarray, labels: np.ndarray) -> dict:
-        found = net(images)
-        stats = GaussianStats.empty(classifier.FEATURES).add(found["features"])
+        found = net(images) | {"label": labels}
+        distance = FrechetDistance("features", reference.stats).update(found).compute()
         within = precision_recall(found["features"], nearest)
-        distance = frechet_distance(stats.mean, stats.cov, reference.mean, reference.cov)
-        agreement = float((found["prediction"] == labels).mean())
+        agreement = Agreement().update(found).compute()
         return dict(fd_cnn=distance, agreement=agreement, precision=within.precision, recall=within.recall)
 
-    rows, labels = Path(out) / seed / "rows.jsonl", np.arange(SAMPLES) % CLASSES
+    rows, labels = Path(out) / seed / "rows.jsonl", labels_for(np.arange(SAMPLES), "balanced", CLASSES, 0)
     done = [(row["run"], row["asked"]) for row in read(rows)]
     if ("real", {}) not in done:
         real = test.gather(np.arange(SAMPLES))
         append(rows, dict(run="real", asked={}, setting="test images", **numbers(real["image"], real["label"])))
     for run, (_, guided) in RUNS.items():
-        model = pretrained.load(Path(out) / seed / run)
-        model = dataclasses.replace(model, second=pretrained.load(model_at(out, seed, run, WEAK)))
-        for asked in [NONE, *guided]:
-            if (run, json.loads(json.dumps(asked))) in done:
-                continue
+        model = trained(out, seed, run)
+        for asked in (asked for asked in [NONE, *guided] if (run, asked) not in done):
             recipe = model.recipe.replace(**(NONE | asked))
             images = model.sample(labels, recipe, batch_size=BATCH)
             row = dict(run=run, asked=asked, setting=guidance(recipe), **numbers(images, labels))
             append(rows, row | dict(made=model.metadata(recipe, seed=0, classifier=net.checksum)))
 
 
-def model_at(out: str, seed: str, run: str, step: int) -> Path:
-    return Path(out) / seed / run / "checkpoints" / str(step)
+def trained(out: str, seed: str, run: str) -> pretrained.Pretrained:
+    """The network of a run, and its own checkpoint of step WEAK for autoguidance."""
+    folder = Path(out) / seed / run
+    return pretrained.load(folder, auto_checkpoint=folder / "checkpoints" / str(WEAK))
 
 
 def read(rows: Path) -> list[dict]:
@@ -127,19 +125,17 @@ def read(rows: Path) -> list[dict]:
 
 
 def append(rows: Path, row: dict) -> None:
-    with open(rows, "a") as file:
-        file.write(json.dumps(row) + "\n")
+    append_lines(rows, [row])
     print(f"{row['run']:<12} {row['setting']:<32} " + "  ".join(f"{key} {row[key]:.3f}" for key in METRICS), flush=True)
 
 
 def report(out: str) -> None:
     """The mean and the standard deviation over the seeds of every number, as a table and a picture."""
     folder = Path(out)
-    found = {seed: read(folder / str(seed) / "rows.jsonl") for seed in SEEDS}
-    found = {seed: rows for seed, rows in found.items() if rows}
-    lines = [dict(network=dict(RUNS, real=("", []))[row["run"]][0], **row) for row in found[min(found)]]
+    found = [read(folder / str(seed) / "rows.jsonl") for seed in SEEDS]
+    lines = [dict(network=dict(RUNS, real=("", []))[row["run"]][0], **row) for row in found[0]]
     for line in lines:
-        same = [row for rows in found.values() for row in rows if match(row, line)]
+        same = [row for rows in found for row in rows if (row["run"], row["asked"]) == (line["run"], line["asked"])]
         line |= {key: [row[key] for row in same] for key in METRICS}
         line["checkpoints"] = [row["made"]["checkpoint"]["digest"] for row in same if "made" in row]  # one a seed
     write_text(folder / "table.md", table(lines))
@@ -147,10 +143,6 @@ def report(out: str) -> None:
     draw(lines, folder / "fashion_mnist.png")
     samples(out, folder / "fashion_mnist_samples.png")
     print((folder / "table.md").read_text())
-
-
-def match(row: dict, line: dict) -> bool:
-    return (row["run"], row["asked"]) == (line["run"], line["asked"])
 
 
 def table(lines: list[dict]) -> str:
@@ -205,8 +197,7 @@ def kind(line: dict) -> str:
 
 def samples(out: str, path: Path) -> None:
     """Two images of each class, a row for each of SHOWN, from the same noise."""
-    model = pretrained.load(Path(out) / "0" / "head2")
-    model = dataclasses.replace(model, second=pretrained.load(model_at(out, "0", "head2", WEAK)))
+    model = trained(out, "0", "head2")
     labels = np.repeat(np.arange(CLASSES), 2)
     rows = [model.sample(labels, model.recipe.replace(**(NONE | asked))) for asked in SHOWN]
     write_png(path, grid(np.concatenate(rows), columns=len(labels), zoom=3))

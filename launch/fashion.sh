@@ -8,11 +8,11 @@ images=${2:-/usr/share/datasets/fashion-mnist} # where Debian's package dataset-
 bash launch/setup.sh
 python=.venv/bin/python
 $python launch/fashion.py shrink "$images" "$out/data"
+train() { # NAME [overrides of settings]
+  $python -m ig_jax.train --config=configs/fashion_mnist.py:small --config.data.folder="$out/data" \
+    --config.seed=$seed --workdir="$out/$seed/$1" "${@:2}"
+}
 for seed in 0 1 2; do
-  train() { # NAME [overrides of settings]
-    $python -m ig_jax.train --config=configs/fashion_mnist.py:small --config.data.folder="$out/data" \
-      --config.seed=$seed --workdir="$out/$seed/$1" "${@:2}"
-  }
   train plain --config.model.inter_depth= --config.loss.inter_weight= --config.sample.ig_scale=1
   for depth in 1 2 4; do train head$depth --config.model.inter_depth=$depth; done
   train accelerated --config.loss.accelerate=True --config.loss.gap_source=online

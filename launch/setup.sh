@@ -33,7 +33,7 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
   python=$(python_of_this_machine)
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   echo "installing ig_jax${extras:+[$extras]} into .venv (once)"
-  # Python compiles what it imports; pip would compile every file of torch and TensorFlow, for a minute.
+  # Python compiles what it imports; pip would compile every file of torch and TensorFlow.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".${extras:+[$extras]}"
   echo "$wanted" > "$stamp"
 fi

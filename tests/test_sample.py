@@ -324,8 +324,8 @@ def test_a_signal_ends_in_one_line_that_says_how_to_resume(checkpoint, tmp_path)
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    started = time.monotonic()
-    while not list((tmp_path / "out").glob("*.png")) and time.monotonic() < started + toy.HANGS:
+    deadline = time.monotonic() + toy.HANGS
+    while not list((tmp_path / "out").glob("*.png")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=toy.HANGS)[0].splitlines()

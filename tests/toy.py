@@ -25,14 +25,7 @@ from ig_jax.models.latents import from_factor
 from ig_jax.training.step import TrainStep
 
 ROOT = Path(__file__).parents[1]
-CACHE = tuple(
-    f"JAX_{name}"
-    for name in (
-        "COMPILATION_CACHE_DIR",
-        "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-        "PERSISTENT_CACHE_ENABLE_XLA_CACHES",
-    )
-)  # of tests/conftest.py
+CACHE = ("JAX_COMPILATION_CACHE_", "JAX_PERSISTENT_CACHE_")  # settings of tests/conftest.py
 SLOW = pytest.mark.skipif(os.environ.get("IG_JAX_SLOW") != "1", reason="IG_JAX_SLOW=1 runs the long ones")
 
 MODEL = dit.DiTConfig(
@@ -168,7 +161,7 @@ def fresh(values: absl_flags.FlagValues) -> absl_flags.FlagValues:
 def environment(devices: int = 1) -> dict[str, str]:
     """This process's, with another number of host devices, and programs kept where a user's are."""
     return {
-        **{name: value for name, value in os.environ.items() if name not in CACHE},
+        **{name: value for name, value in os.environ.items() if not name.startswith(CACHE)},
         # The last of two counts of devices is the one that counts.
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
