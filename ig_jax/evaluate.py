@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 
 from ig_jax.base import cli
+from ig_jax.base.copies import results_folder
 from ig_jax.base.errors import UserError, check
 from ig_jax.base.files import local_path, matching, write_text, writing
 from ig_jax.base.progress import Progress
@@ -80,12 +81,13 @@ def evaluate() -> None:
         return write_reference(local_path(WRITE_REFERENCE.value, "--write_reference"))
     if CARD.value:
         return reproduce(CARD.value)
-    out = local_path(cli.required(FLAGS["out"]), "--out")
-    if SWEEP.value:
-        return explore(out)
-    if INCEPTION.value or SAMPLES.value or REFERENCE.value:
-        return score_each(out)
-    compare(out)
+    with results_folder(cli.required(FLAGS["out"]), "--out", put_back=processes.is_first()) as out:
+        if SWEEP.value:
+            explore(out)
+        elif INCEPTION.value or SAMPLES.value or REFERENCE.value:
+            score_each(out)
+        else:
+            compare(out)
 
 
 def yardstick(out: Path) -> scoring.Yardstick:
@@ -169,13 +171,13 @@ def reproduce(name: str) -> None:
         key, value = flag.removeprefix("--").split("=", 1)
         if not FLAGS[key].present:
             FLAGS[key].parse(value)
-    out = local_path(FLAGS.out, "--out")
     check_one()
-    score(out, yardstick(out))
-    if processes.is_first():
-        verdict = card.judge(json.loads((out / "metrics.json").read_text()))
-        write_text(out / "card.json", json.dumps({"card": name, "verdict": verdict}, indent=2))
-        print(verdict)
+    with results_folder(FLAGS.out, "--out", put_back=processes.is_first()) as out:
+        score(out, yardstick(out))
+        if processes.is_first():
+            verdict = card.judge(json.loads((out / "metrics.json").read_text()))
+            write_text(out / "card.json", json.dumps({"card": name, "verdict": verdict}, indent=2))
+            print(verdict)
 
 
 def explore(out: Path) -> None:

@@ -1,5 +1,6 @@
 """Data, runs, samples and weights in a bucket: what they hold is what a folder would hold."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from refusal import refused
 
 from ig_jax import convert, encode, sample
 from ig_jax.base import buckets, cli, files
-from ig_jax.base.copies import local_copy
+from ig_jax.base.copies import local_copy, results_folder
 from ig_jax.base.schema import bind
 from ig_jax.checkpoints import autoencoder as autoencoder_checkpoint
 from ig_jax.config.experiment import Experiment
@@ -79,6 +80,22 @@ def test_a_copy_follows_what_changes_and_fetches_nothing_twice(bucket, capsys):
     assert contents(f"{bucket}/copied") == {"a.txt": b"A.txt", "c.bin": b"c.bin"}
     assert capsys.readouterr().out == ""
     assert [path.name for path in sorted(Path(copy).parent.glob("copied/*.txt"))] == ["a.txt"]
+
+
+def test_results_in_a_bucket_grow_whatever_ends_the_work(bucket):
+    place = f"{bucket}/results"
+    with pytest.raises(KeyError), results_folder(place, "--out", put_back=True) as out:
+        (out / "features").mkdir()
+        (out / "features" / "0.npz").write_bytes(b"half")
+        (out / "table.json").write_text("one")
+        raise KeyError
+    assert contents(place) == {"features/0.npz": b"half", "table.json": b"one"}
+    for put_back in (False, True):  # of two processes that share the work
+        with results_folder(place, "--out", put_back=put_back) as out:
+            assert (out / "features" / "0.npz").read_bytes() == b"half"
+            shutil.rmtree(out / "features")
+            (out / "table.json").write_text("two")
+    assert contents(place) == {"table.json": b"two"}
 
 
 def test_latents_are_read_from_a_bucket(bucket):

@@ -6,14 +6,18 @@ from types import SimpleNamespace
 
 import inception_files as files
 import jax
+import jax.numpy as jnp
 import numpy as np
+import object_store
 import pytest
 import tiny_checkpoint as tiny
 import toy
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from ig_jax import evaluate
-from ig_jax.base import cli
+from ig_jax.base import buckets, cli
+from ig_jax.base.copies import local_copy
 from ig_jax.checkpoints import inception as checkpoint
 from ig_jax.config.experiment import EmaConfig
 from ig_jax.data import crop
@@ -66,6 +70,24 @@ def one_program(monkeypatch):
 NETS: dict = {}
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Random projections as features and a distance without eigenvalues, for tests of what is around them."""
+    sizes = {"pool": inception.FEATURES, "spatial": 17 * 17 * inception.SPATIAL, "logits": inception.CLASSES}
+
+    def forward(params, images):
+        pixels = jnp.broadcast_to(images, (*images.shape[:3], 3)).reshape(len(images), -1) / 255
+        return {name: pixels @ jax.random.normal(jax.random.key(0), (pixels.shape[1], n)) for name, n in sizes.items()}
+
+    def build(net, directory, mesh):
+        whole = NamedSharding(mesh, PartitionSpec())
+        vars(net).update(mesh=mesh, digest="quick", _params={}, _forward=jax.jit(forward, out_shardings=whole))
+
+    distance = lambda a, cov_a, b, cov_b: float(((a - b) ** 2).sum() + abs(np.trace(cov_a) - np.trace(cov_b)))
+    monkeypatch.setattr(features.InceptionNet, "__init__", build)
+    monkeypatch.setattr(scoring, "frechet_distance", distance)
+
+
 @pytest.fixture(scope="module")
 def exact(place):
     """Features of samples and reference by the network itself."""
@@ -95,7 +117,23 @@ def test_metrics_of_a_folder_are_those_of_its_features(place, exact, tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
-def test_a_killed_evaluation_resumes_and_gives_the_same_number(place, tmp_path, monkeypatch):
+def test_samples_reference_and_numbers_may_lie_in_a_bucket(place, quick, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, *flags(place[0], tmp_path / "out"))
+    with object_store.google(tmp_path / "cache") as url:
+        for name in ("samples", "ref.npz"):
+            buckets.put(place[0] / name, f"{url}/{name}")
+        given = [f"--samples={url}/samples", f"--reference={url}/ref.npz", f"--out={url}/out"]
+        run(monkeypatch, *flags(place[0], ""), *given)
+        copy = local_copy(f"{url}/out")
+        assert [path.name for path in copy.iterdir()] == ["metrics.json"]
+        here, there = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "out", copy))
+        assert [there[key] for key in KEYS[:-1]] == [here[key] for key in KEYS[:-1]]
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *flags(place[0], ""), *given, f"--samples={url}/ref.npz")
+        assert "without the numbers of other samples" in capsys.readouterr().err
+
+
+def test_a_killed_evaluation_resumes_and_gives_the_same_number(place, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "PART", 8)
     measured, forward = [], features.InceptionNet.__call__
     run(monkeypatch, *flags(place[0], tmp_path / "whole"))
@@ -209,7 +247,7 @@ def test_a_reference_of_another_network_is_refused(place, tmp_path, monkeypatch,
     assert "inception='ab' must be" in capsys.readouterr().err
 
 
-def test_a_sweep_searches_a_grid_then_around_its_best_and_resumes(place, tmp_path, monkeypatch, capsys):
+def test_a_sweep_searches_a_grid_then_around_its_best_and_resumes(place, quick, tmp_path, monkeypatch, capsys):
     directory, out = tiny.write(tmp_path / "run", tiny.experiment()), tmp_path / "out"
     given = [f"--checkpoint={directory}", f"--inception={place[0] / 'in'}", "--num=8", "--batch_size=8"]
     given += [f"--reference={place[0] / 'ref.npz'}", f"--out={out}", "--sweep=ig_scale=1,2;cfg_scale=1,1.5"]

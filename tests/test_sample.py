@@ -395,6 +395,7 @@ def test_autoguidance_takes_a_second_model(checkpoint, whole, tmp_path, monkeypa
     run(checkpoint=checkpoint, out=tmp_path / "out", **(PLAIN | dict(auto_scale=1.8)))
     assert files(tmp_path / "out")["samples.npz"] != files(whole)["samples.npz"]
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["second"]["digest"] == "3"
+    assert both.metadata(both.recipe.replace(auto_scale=1.0))["second"] is None  # it is at hand, and does not guide
 
 
 def test_the_documented_example_runs(checkpoint):

@@ -1,4 +1,4 @@
-"""Copies of what lies in a bucket, for readers that need files."""
+"""Copies of what lies in a bucket, for readers that need files and for results that grow."""
 
 import concurrent.futures
 import contextlib
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ig_jax.base.buckets import is_remote, unreachable
+from ig_jax.base.buckets import is_remote, put, unreachable
 from ig_jax.base.errors import UserError, check
 from ig_jax.base.files import cache_folder, free_bytes, lock, user_path, writing
 
@@ -59,6 +59,40 @@ def at_hand(path: Path) -> Iterator[Path]:
                 shutil.copyfileobj(source, target)
             path = copy
         yield path
+
+
+@contextlib.contextmanager
+def results_folder(text: str | os.PathLike, name: str, put_back: bool) -> Iterator[Path]:
+    """The folder of results that a user gave as `name`; of one in a bucket a copy that lasts as long as the context.
+
+    put_back: whether the bucket becomes what the copy is, however the context ends (of several processes, one's does).
+    Raises: UserError as `user_path`, and where the bucket cannot be read or written.
+    """
+    path = user_path(text, name)
+    if not is_remote(path):
+        yield path
+        return
+    import fsspec  # late, as above
+
+    system, root = fsspec.core.url_to_fs(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / root  # named in errors
+        copy.mkdir(parents=True)
+        try:
+            found = {key: copy / os.path.relpath(key, root) for key in system.find(root)}
+            for key, file in found.items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                system.get_file(key, str(file))
+        except Exception as error:  # as above
+            raise unreachable(path, name, error) from error
+        try:
+            yield copy
+        finally:
+            if put_back:
+                put(copy, path)
+                for key, file in found.items():
+                    if not file.exists():
+                        system.rm_file(key)
 
 
 def _fetched(system, root: str, cache: Path, have: dict[str, str], text: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -204,7 +204,12 @@ def matching(pattern: str) -> list[str]:
     """The checkpoints of a pattern such as RUN/checkpoints/*, by their steps; any other text is the one it names."""
     if not any(sign in pattern for sign in "*?["):
         return [pattern]
-    paths = map(Path, glob.glob(os.path.expanduser(pattern)))
+    paths: Iterable[Path]
+    if "://" in pattern:
+        folder, _, last = pattern.rpartition("/")
+        paths = user_path(folder, "--checkpoint").glob(last)
+    else:
+        paths = map(Path, glob.glob(os.path.expanduser(pattern)))
     found = [path for path in paths if path.is_dir() and "tmp" not in path.name and path.name != "damaged"]
     check(bool(found), "--checkpoint", pattern, "a pattern that matches a directory")
     return [str(path) for path in sorted(found, key=lambda path: (len(path.name), path.name))]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ig_jax.base.copies import local_copy
 from ig_jax.base.errors import check
 from ig_jax.base.files import local_path
 from ig_jax.models import inception
@@ -28,10 +29,8 @@ def save(directory: str | os.PathLike, params: Mapping[str, np.ndarray], source:
 
 def load(directory: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
     """(parameters by name, their digest).  Raises: UserError for a missing, damaged or foreign directory."""
-    path, fix = (
-        local_path(directory, "inception") / FILE,
-        "make one with python -m ig_jax.convert --from=FILE --out=DIR",
-    )
+    fix = "make one with python -m ig_jax.convert --from=FILE --out=DIR"
+    path = local_copy(directory, "inception") / FILE
     check(path.is_file(), "inception", str(directory), f"a directory with an {FILE}", fix)
     with open_weights(path) as weights:
         found = {name: tensor.shape for name, tensor in weights.sets[""].items()}

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ig_jax.base.copies import local_copy
 from ig_jax.base.errors import UserError, check, one_line
-from ig_jax.base.files import local_path
 from ig_jax.data.images.decoding import decode_all
 from ig_jax.data.images.listing import is_image
 from ig_jax.data.images.opening import open_images
@@ -55,7 +55,7 @@ def open_set(text: str, flag: str, size: int = 0, split: str = "train") -> Image
 
     size: pixels to which the images of such a source are cropped.  Raises: UserError for anything else.
     """
-    path = None if text.startswith("tfds:") else local_path(text, flag)
+    path = None if text.startswith("tfds:") else local_copy(text, flag)
     if path is not None and path.is_dir() and not size:
         return _of_folder(path, flag)
     if path is not None and path.suffix == ".npz":

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ig_jax.base.copies import local_copy
 from ig_jax.base.errors import check
-from ig_jax.base.files import atomic_file, local_path
+from ig_jax.base.files import atomic_file
 from ig_jax.evaluation import frechet
 from ig_jax.evaluation.image_sets import DAMAGE, ImageSet, of_npz, open_set, sha256, unreadable
 from ig_jax.models.inception import FEATURES, SPATIAL
@@ -53,7 +54,7 @@ def read_reference(text: str, flag: str = "--reference", sizes: Mapping[str, int
 
     sizes: of the features; those of Inception.  Raises: UserError for what is damaged, unknown, or of other features.
     """
-    path = local_path(text, flag)
+    path = local_copy(text, flag)
     check(path.exists(), flag, text, "an existing npz, pkl or pt file, or a folder of images")
     if path.is_dir():
         found = open_set(text, flag)

@@ -22,8 +22,8 @@ PRODUCTS = 0.8
 BANDWIDTH = 0.9
 LINK = 0.8  # not measured
 ASSUMPTIONS = (
-    f"products at {PRODUCTS:.0%} and memory at {BANDWIDTH:.0%} of the datasheet, links at {LINK:.0%}; "
-    "collectives not hidden; launch gaps, data, host and the network between slices left out"
+    f"products at {PRODUCTS:.0%} and memory at {BANDWIDTH:.0%} of the datasheet, links and the network between "
+    f"slices at {LINK:.0%} (that of v4 is left out); collectives not hidden; launch gaps, data and host left out"
 )
 
 # Instructions that move nothing: names for existing arrays, and the ends of what was counted at its start.
@@ -72,8 +72,9 @@ def estimate(costs: Iterable[Cost], exchanges: Iterable[Collective], chip: Chip)
             products += compute / PRODUCTS
         else:
             memory += moving
-    sent = sum(exchange.sent for exchange in exchanges if exchange.axes != SLICES)
-    return Estimate(products, memory, sent / (LINK * chip.link), floor)
+    seconds = {True: 1 / (LINK * chip.network) if chip.network else 0.0, False: 1 / (LINK * chip.link)}  # of a byte
+    exchange = sum(each.sent * seconds[each.axes == SLICES] for each in exchanges)
+    return Estimate(products, memory, exchange, floor)
 
 
 def costs(program: Program, tokens: int) -> Iterator[Cost]:

@@ -271,9 +271,10 @@ class Pretrained:
     def metadata(self, recipe: Recipe, **asked: Any) -> dict:
         """The metadata of samples as JSON: what decides them, with what was `asked` for, and how they are made."""
         e, keeps_latents = self.experiment, asked.get("save") == ["latents"]
+        second = self.second if self.program(recipe).second else None
         found = asked | {
             "checkpoint": self._identity(),
-            "second": self.second._identity() if self.second else None,
+            "second": second._identity() if second else None,
             "autoencoder": self.autoencoder.digest if self.autoencoder and not keeps_latents else None,
             "recipe": recipe.flat(),
             "grid": recipe.grid(e.process.kind),

@@ -24,15 +24,20 @@ class Chip:
     bfloat16: float  # dense matrix products, FLOP/s
     float32: float  # the same at JAX's default precision for float32 operands
     link: float  # bytes/s that one device sends to its neighbours in the same slice or box, all links
+    network: float | None = None  # bytes/s that one device sends to other slices; None where no datasheet says so
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v4", ("TPU v4",), int(30.75 * GIB), 1228 * GB, 275 * TERA, 275 * TERA, 300 * GB),
-        Chip("v5e", ("TPU v5 lite", "TPU v5e"), int(15.75 * GIB), 819 * GB, 197 * TERA, 197 * TERA, 200 * GB),
-        Chip("v5p", ("TPU v5p", "TPU v5"), int(95.74 * GIB), 2765 * GB, 459 * TERA, 459 * TERA, 600 * GB),
-        Chip("v6e", ("TPU v6 lite", "TPU v6e"), int(31.25 * GIB), 1640 * GB, 918 * TERA, 918 * TERA, 448 * GB),
+        Chip(
+            "v5e", ("TPU v5 lite", "TPU v5e"), int(15.75 * GIB), 819 * GB, 197 * TERA, 197 * TERA, 200 * GB, 3.125 * GB
+        ),
+        Chip("v5p", ("TPU v5p", "TPU v5"), int(95.74 * GIB), 2765 * GB, 459 * TERA, 459 * TERA, 600 * GB, 6.25 * GB),
+        Chip(
+            "v6e", ("TPU v6 lite", "TPU v6e"), int(31.25 * GIB), 1640 * GB, 918 * TERA, 918 * TERA, 448 * GB, 12.5 * GB
+        ),
         Chip(
             "a100-40gb",
             ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"),

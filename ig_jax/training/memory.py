@@ -37,17 +37,18 @@ class Fit:
     accumulate: int
 
 
-def fitted(model: DiTConfig, accumulate: int, layout, mesh: Mesh, batch: int) -> Fit:
+def fitted(model: DiTConfig, accumulate: int, layout, inputs, mesh: Mesh, batch: int) -> Fit:
     """The fastest choice that fits, among those that the config leaves open; the smallest one where none fits.
 
-    layout: the state as ShapeDtypeStruct with shardings; batch: images per step. Hardware that is not in
+    layout, inputs: the state, and a batch with its encoder, as ShapeDtypeStruct with shardings; batch: images per step.
+    Encoding comes before the network and keeps less: it takes few images at a time. Hardware that is not in
     parallel/hardware.py, CPUs included, recomputes nothing.
     """
     limit = usable_memory(mesh.devices.flat[0])
     if limit is None:
         return Fit("none" if model.remat == "auto" else model.remat, max(accumulate, 1))
     choices = list(_choices(model, accumulate, max(batch // batch_shards(mesh), 1)))
-    state = device_bytes(layout) + WHOLE * sum(math.prod(leaf.shape) for leaf in layout.params.values())
+    state = device_bytes((layout, inputs)) + WHOLE * sum(math.prod(leaf.shape) for leaf in layout.params.values())
     for choice, images in choices:
         if state + activation_bytes(dataclasses.replace(model, remat=choice.remat), images, mesh) < MARGIN * limit:
             return choice

@@ -39,7 +39,12 @@ class TrainProgram:
         transformation = make_optimizer(e.optimizer, e.run.steps, e.model)
         new = functools.partial(new_state, e.model, e.optimizer, transformation, e.ema.names, e.seed)
         layout = state_layout(lambda: new({}), mesh)
-        fit = memory.fitted(e.model, e.optimizer.accumulate, layout, mesh, batch)
+        arrays: dict[str, Any] = dict(spec.abstract(batch, batch_sharding(mesh)))
+        if spec.encoder:
+            shapes = autoencoder.of_encoder(autoencoder.shapes(spec.encoder.config))
+            place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
+            arrays[ENCODER] = jax.tree.map(place, shapes)
+        fit = memory.fitted(e.model, e.optimizer.accumulate, layout, arrays, mesh, batch)
         optimizer = dataclasses.replace(e.optimizer, accumulate=fit.accumulate)
         objective = Objective(dataclasses.replace(e.model, remat=fit.remat), e.process, e.loss)
         step = TrainStep(
@@ -52,11 +57,6 @@ class TrainProgram:
             seed=e.seed,
             leap=e.run.skip_leaps,
         )
-        arrays: dict[str, Any] = dict(spec.abstract(batch, batch_sharding(mesh)))
-        if spec.encoder:
-            shapes = autoencoder.of_encoder(autoencoder.shapes(spec.encoder.config))
-            place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
-            arrays[ENCODER] = jax.tree.map(place, shapes)
         return cls(fit, layout, arrays, new, step.jitted(layout, mesh))
 
     def lower(self) -> jax.stages.Lowered:

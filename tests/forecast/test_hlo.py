@@ -1,5 +1,7 @@
 """Costs and collectives read from compiled text, for programs in which they are known by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,3 +174,7 @@ def test_an_estimate_takes_the_longer_of_products_and_memory_and_adds_what_is_ex
     assert (found.products, found.memory) == pytest.approx((8 / 4 / 0.8, 10 + 1))
     assert found.exchange == pytest.approx(24e6 / (0.8 * 1e8)) and found.floor == pytest.approx(3)
     assert found.seconds == pytest.approx(2.5 + 11 + 0.3)
+    between = dataclasses.replace(exchange, axes="slices")
+    assert estimate(parts, [exchange, between], chip).exchange == found.exchange  # over a network that is not known
+    chip = dataclasses.replace(chip, network=1e7)
+    assert estimate(parts, [exchange, between], chip).exchange == pytest.approx(0.3 + 3)

@@ -12,6 +12,7 @@ from ig_jax.models.dit import DiTConfig
 from ig_jax.optim.optimizer import make_optimizer
 from ig_jax.parallel.hardware import chip_of
 from ig_jax.parallel.mesh import make_mesh
+from ig_jax.parallel.sharding import replicated
 from ig_jax.training import memory
 from ig_jax.training.memory import Fit
 from ig_jax.training.state import new_state, state_layout
@@ -35,10 +36,12 @@ def layout(mesh, model=XL):
     return state_layout(lambda: new({}), mesh)
 
 
-def fitted(monkeypatch, limit, batch, *, model=XL, accumulate=-1, **axes):
+def fitted(monkeypatch, limit, batch, *, model=XL, accumulate=-1, inputs=0, **axes):
+    """inputs: bytes of a batch and its encoder on every device."""
     monkeypatch.setattr(memory, "usable_memory", lambda device: limit)
     mesh = make_mesh(**axes)
-    return memory.fitted(model, accumulate, layout(mesh), mesh, batch)
+    given = jax.ShapeDtypeStruct((inputs,), "uint8", sharding=replicated(mesh))
+    return memory.fitted(model, accumulate, layout(mesh), given, mesh, batch)
 
 
 def test_a_roomy_device_keeps_everything_in_one_part(monkeypatch):
@@ -55,6 +58,11 @@ def test_with_less_room_it_recomputes_what_is_cheap_then_takes_smaller_parts_the
 def test_a_state_that_is_cut_leaves_room_for_activations(monkeypatch):
     assert fitted(monkeypatch, 36 * GB, 256, data=1, fsdp=8) == Fit("none", 1)
     assert fitted(monkeypatch, 36 * GB, 256, data=8) != Fit("none", 1)
+
+
+def test_an_encoder_in_the_step_takes_its_room(monkeypatch):
+    assert fitted(monkeypatch, 50 * GB, 256) == Fit("none", 1)
+    assert fitted(monkeypatch, 50 * GB, 256, inputs=14 * GB) == fitted(monkeypatch, 36 * GB, 256)
 
 
 def test_what_the_config_says_is_taken(monkeypatch):
@@ -77,7 +85,7 @@ def test_two_gpus_of_one_name_have_each_its_own_memory():
 
 def test_a_machine_of_unknown_memory_recomputes_nothing():
     mesh = make_mesh()
-    assert memory.fitted(XL, -1, layout(mesh), mesh, 256) == Fit("none", 1)
+    assert memory.fitted(XL, -1, layout(mesh), {}, mesh, 256) == Fit("none", 1)
 
 
 @pytest.mark.parametrize("devices,shape", [(1, (1, 1)), (2, (1, 2)), (6, (2, 3)), (8, (2, 4))])
