@@ -28,6 +28,7 @@ print(*project["dependencies"], *project["optional-dependencies"]["test"], sep="
   -r .venv-newest/requirements.txt
 .venv-newest/bin/python -c 'import sys, jax, flax; print("Python", sys.version.split()[0], "JAX", jax.__version__, "Flax", flax.__version__)'
 export PYTHONPATH=$PWD
+unset PYTHONDONTWRITEBYTECODE # as in test.sh
 # Without runs in several processes and whole runs, which take minutes and are about files and signals rather than JAX.
 ignored=()
 for name in guard held_out hooks hosts latents previews retrofit; do ignored+=("--ignore=tests/training/test_$name.py"); done

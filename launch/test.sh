@@ -15,5 +15,6 @@ while [[ "${1:-}" == --extra=* ]]; do
   shift
 done
 bash launch/setup.sh "${extras[@]}"
+unset PYTHONDONTWRITEBYTECODE # hundreds of processes import the same modules, which takes three seconds uncompiled
 # Two at a time: most of a test is compilation, which uses one core.
 exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
