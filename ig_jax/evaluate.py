@@ -272,8 +272,11 @@ def compare(out: Path) -> None:
             )
             rows = [row | whose for row in measured(model, evaluator, ig_scales, cfg_scales)]
             found |= {"versions": versions(), "real": evaluator.real(min(FLAGS.num, len(evaluator.test)))}
-            report.write(out, found | {"rows": found["rows"] + rows})
-    print((out / "table.txt").read_text(), end="")
+            if processes.is_first():
+                report.write(out, found | {"rows": found["rows"] + rows})
+            processes.wait_for_all("the table is written")
+    if processes.is_first():
+        print((out / "table.txt").read_text(), end="")
 
 
 def make_evaluator(model: pretrained.Pretrained, data: DataConfig, out: Path, folder: Path) -> sweep.Evaluator:
@@ -287,7 +290,8 @@ def make_evaluator(model: pretrained.Pretrained, data: DataConfig, out: Path, fo
     for directory in (out, folder):
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-    return sweep.Evaluator.of(classifier.trained_once(train, test, folder), train, test)
+    net = processes.first_alone(lambda: classifier.trained_once(train, test, folder))
+    return sweep.Evaluator.of(net, train, test)
 
 
 def measured(
@@ -296,7 +300,8 @@ def measured(
     """The row of every recipe of the sweep."""
     labels = labels_for(np.arange(FLAGS.num), "balanced", model.experiment.model.num_classes, FLAGS.seed)
     recipes, recipe = sweep.count(ig_scales, cfg_scales), model.recipe
-    print(f"sweep       {recipes} recipes x {FLAGS.num:,} images, {recipe.solver.name} {recipe.steps} steps")
+    if processes.is_first():
+        print(f"sweep       {recipes} recipes x {FLAGS.num:,} images, {recipe.solver.name} {recipe.steps} steps")
     few = min(FLAGS.num, len(evaluator.test))
     with Progress(recipes * FLAGS.num, "images") as progress:
         given: dict[str, Any] = dict(seed=FLAGS.seed, batch_size=FLAGS.batch_size, progress=progress)

@@ -24,6 +24,7 @@ from ig_jax.base.errors import UserError, check, one_line
 from ig_jax.base.files import atomic_file
 from ig_jax.base.progress import Progress
 from ig_jax.data.sources import Source
+from ig_jax.parallel import processes
 
 FEATURES = 64
 BATCH = 64  # images in a training step
@@ -169,7 +170,8 @@ def trained_once(train: Source, test: Source, directory: Path) -> Classifier:
             advance = lambda done, loss: progress.advance(done - progress.done)
             found = train_classifier(train, test, steps=STEPS, progress=advance)
         save(found, path)
-    print(f"classifier  correct on {found.test_accuracy:.1%} of the real test images, sha256 {found.checksum[:12]}")
+    if processes.is_first():
+        print(f"classifier  correct on {found.test_accuracy:.1%} of the real test images, sha256 {found.checksum[:12]}")
     return found
 
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -31,7 +30,7 @@ def hooks(e: Experiment, mesh: Mesh, directory: Path) -> list[Hook]:
 
     Raises: UserError for an Inception or a reference that cannot be used, before the first step.
     """
-    small = e.latents.name == "pixels" and e.model.input_size <= SMALL and jax.process_count() == 1
+    small = e.latents.name == "pixels" and e.model.input_size <= SMALL
     if not (e.run.evaluate_every and e.run.evaluate_samples and (e.run.inception or small)):
         return []
     folder, name = directory / "evaluation", e.ema.names[0]
@@ -71,8 +70,9 @@ def _fid(e: Experiment, mesh: Mesh, folder: Path) -> Measure:
 def _fd_cnn(e: Experiment, folder: Path) -> Measure:
     """FD-CNN and class agreement, by a classifier that `evaluate --out` of that folder shares."""
     train, test = (e.open_split(split) for split in (e.data.split, e.data.test_split))
-    folder.mkdir(exist_ok=True)
-    evaluator = sweep.Evaluator.of(classifier.trained_once(train, test, folder), train, test)
+    folder.mkdir(parents=True, exist_ok=True)
+    net = processes.first_alone(lambda: classifier.trained_once(train, test, folder))
+    evaluator = sweep.Evaluator.of(net, train, test)
     count = rounded(e.run.evaluate_samples)
 
     def measure(model: Pretrained, labels: np.ndarray, step: int) -> dict[str, float]:

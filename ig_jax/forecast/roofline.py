@@ -72,8 +72,8 @@ def estimate(costs: Iterable[Cost], exchanges: Iterable[Collective], chip: Chip)
             products += compute / PRODUCTS
         else:
             memory += moving
-    seconds = {True: 1 / (LINK * chip.network) if chip.network else 0.0, False: 1 / (LINK * chip.link)}  # of a byte
-    exchange = sum(each.sent * seconds[each.axes == SLICES] for each in exchanges)
+    within, between = LINK * chip.link, LINK * (chip.network or math.inf)
+    exchange = sum(each.sent / (between if each.axes == SLICES else within) for each in exchanges)
     return Estimate(products, memory, exchange, floor)
 
 

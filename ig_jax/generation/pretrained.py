@@ -36,6 +36,7 @@ from ig_jax.generation import decode, likelihood, sampler, trajectories
 from ig_jax.generation.captions import strength
 from ig_jax.models import dit
 from ig_jax.optim.ema import EmaConfig
+from ig_jax.parallel import processes
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.parallel.sharding import batch_sharding, tree_shardings, with_shardings
 
@@ -190,14 +191,14 @@ class Pretrained:
         batch_size: int = 64,
         progress: Progress | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches (indices (b,), images uint8 (b, H, W, C)), counted by `progress`.
+        """Batches (indices (b,), images uint8 (b, H, W, C)), on every process, counted by `progress`.
 
         Raises: UserError for labels, a seed or a batch size out of range, and for samples that are not finite.
         """
         for batch in self.batches(recipe, labels, seed=seed, batch_size=batch_size):
-            sampler.check_finite(np.asarray(batch.latents), recipe)
-            yield batch.indices, np.asarray(self.decode(batch.latents))[: len(batch.indices)]
-            if progress:
+            sampler.check_finite(sampler.local_rows(batch.latents, len(batch.indices))[1], recipe)
+            yield batch.indices, processes.whole(self.decode(batch.latents))[: len(batch.indices)]
+            if progress and processes.is_first():
                 progress.advance(len(batch.indices))
                 progress.show(every=LINE)
 

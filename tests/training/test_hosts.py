@@ -116,6 +116,29 @@ def test_one_process_goes_on_where_two_were(whole):
     assert len(losses(workdir)) == 9
 
 
+@toy.SLOW
+def test_two_processes_measure_what_one_does(start, tmp_path):
+    """FD-CNN while training, and the table of `evaluate`."""
+    flags = [*FLAGS, "--config.run.evaluate_every=8", "--config.run.evaluate_samples=32"]
+    two = start(tmp_path / "two", *flags)
+    assert two.codes() == [0, 0], two.last_lines()
+    done = toy.run("ig_jax.train", *flags, f"--workdir={tmp_path / 'one'}", devices=2)
+    assert done.returncode == 0, done.stderr
+    for name in ("fd_cnn_32", "agreement_32"):
+        assert losses(tmp_path / "two", name) == pytest.approx(losses(tmp_path / "one", name), rel=1e-5)
+    tables = []
+    for launcher, out in (([toy.ROOT / "launch" / "local.sh", "2"], "together"), ([], "alone")):
+        given = dict(checkpoint=tmp_path / "one", out=tmp_path / out, num=32, ig_scales=2, cfg_scales=1, batch_size=16)
+        command = [*launcher, sys.executable, "-m", "ig_jax.evaluate", *(f"--{k}={v}" for k, v in given.items())]
+        ended = subprocess.run(command, cwd=toy.ROOT, env=toy.environment(), capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("classifier  correct") == 1  # one of them prints
+        tables.append(json.loads((tmp_path / out / "table.json").read_text())["rows"])
+    for row, same in zip(*tables, strict=True):
+        for name in ("fd_cnn", "agreement"):
+            assert row[name] == pytest.approx(same[name], rel=1e-5)
+
+
 def test_a_signal_to_one_stops_both_after_the_same_step(start, tmp_path):
     two = start(tmp_path / "run", *LONG)
     two.wait_for(1)
