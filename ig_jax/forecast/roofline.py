@@ -23,7 +23,8 @@ BANDWIDTH = 0.9
 LINK = 0.8  # not measured
 ASSUMPTIONS = (
     f"products at {PRODUCTS:.0%} and memory at {BANDWIDTH:.0%} of the datasheet, links and the network between "
-    f"slices at {LINK:.0%} (that of v4 is left out); collectives not hidden; launch gaps, data and host left out"
+    f"slices at {LINK:.0%} (that of v4 left out, several boxes of GPUs taken for one); collectives not hidden; "
+    "launch gaps, data and host left out"
 )
 
 # Instructions that move nothing: names for existing arrays, and the ends of what was counted at its start.
