@@ -35,7 +35,7 @@ def last_step(workdir):
 
 
 def damage(workdir, chance):
-    """Cut a file of the newest step, or every compiled program, or the last line of the metrics."""
+    """Cut a file of the newest step, or every compiled program, or leave half a line behind the metrics."""
     steps = sorted((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name.partition(".")[0]))
     files = [path for path in steps[-1].rglob("*") if path.is_file() and path.stat().st_size] if len(steps) > 1 else []
     kind = chance.choice(("step", "compilations", "metrics"))
@@ -43,10 +43,12 @@ def damage(workdir, chance):
         files = files and [chance.choice(files)]
     elif kind == "compilations":
         files = [path for path in workdir.with_name("cache").rglob("*") if path.is_file()]
-    else:
-        files = [workdir / "metrics.jsonl"] if (workdir / "metrics.jsonl").exists() else []
+    else:  # the line of a step is whole before the step is saved; a kill tears one behind it
+        files = []
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 1')
     for path in files:
-        os.truncate(path, path.stat().st_size // 2 if kind != "metrics" else max(path.stat().st_size - 7, 0))
+        os.truncate(path, path.stat().st_size // 2)
     return kind, files[:1]
 
 
@@ -80,6 +82,6 @@ def test_random_faults_leave_no_trace_in_what_is_learnt(tmp_path):
     process = start(workdir)
     output = process.communicate(timeout=toy.HANGS)[0]
     assert process.returncode == FINISHED, "\n".join([*story, output])
-    assert resume.metrics(workdir) == resume.metrics(tmp_path / "whole"), story
-    assert resume.final_digest(workdir) == resume.final_digest(tmp_path / "whole"), story
+    assert resume.metrics(workdir) == resume.metrics(tmp_path / "whole"), "\n".join(story)
+    assert resume.final_digest(workdir) == resume.final_digest(tmp_path / "whole"), "\n".join(story)
     print(*story, sep="\n")
