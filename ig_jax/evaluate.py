@@ -14,6 +14,7 @@ every number). It is not FID. Writes table.txt and table.json, which grow by the
 --checkpoint='runs/digits/checkpoints/*'; --cfg_scales=1, or an empty list, leaves that guidance out.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -81,13 +82,18 @@ def evaluate() -> None:
         return write_reference(local_path(WRITE_REFERENCE.value, "--write_reference"))
     if CARD.value:
         return reproduce(CARD.value)
-    with results_folder(cli.required(FLAGS["out"]), "--out", put_back=processes.is_first()) as out:
+    with results() as out:
         if SWEEP.value:
             explore(out)
         elif INCEPTION.value or SAMPLES.value or REFERENCE.value:
             score_each(out)
         else:
             compare(out)
+
+
+def results() -> contextlib.AbstractContextManager[Path]:
+    """The folder that --out names, or the copy of one in a bucket, which the first process puts back."""
+    return results_folder(cli.required(FLAGS["out"]), "--out", put_back=processes.is_first())
 
 
 def yardstick(out: Path) -> scoring.Yardstick:
@@ -172,7 +178,7 @@ def reproduce(name: str) -> None:
         if not FLAGS[key].present:
             FLAGS[key].parse(value)
     check_one()
-    with results_folder(FLAGS.out, "--out", put_back=processes.is_first()) as out:
+    with results() as out:
         score(out, yardstick(out))
         if processes.is_first():
             verdict = card.judge(json.loads((out / "metrics.json").read_text()))
@@ -290,8 +296,7 @@ def make_evaluator(model: pretrained.Pretrained, data: DataConfig, out: Path, fo
     for directory in (out, folder):
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-    net = processes.first_alone(lambda: classifier.trained_once(train, test, folder))
-    return sweep.Evaluator.of(net, train, test)
+    return sweep.Evaluator.of(classifier.trained_once(train, test, folder), train, test)
 
 
 def measured(

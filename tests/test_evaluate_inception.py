@@ -12,7 +12,6 @@ import object_store
 import pytest
 import tiny_checkpoint as tiny
 import toy
-from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from ig_jax import evaluate
@@ -23,10 +22,12 @@ from ig_jax.config.experiment import EmaConfig
 from ig_jax.data import crop
 from ig_jax.evaluation import features, rows, scoring, while_training
 from ig_jax.evaluation.frechet import frechet_distance
+from ig_jax.evaluation.reference import SIZES
 from ig_jax.generation import pretrained
 from ig_jax.generation.labels import labels_for
 from ig_jax.models import inception
 from ig_jax.parallel.mesh import make_mesh
+from ig_jax.parallel.sharding import replicated
 
 COUNT = 24
 KEYS = [*scoring.KEYS, "count", "reference_count", "recipe"]
@@ -73,15 +74,15 @@ NETS: dict = {}
 @pytest.fixture
 def quick(monkeypatch):
     """Random projections as features and a distance without eigenvalues, for tests of what is around them."""
-    sizes = {"pool": inception.FEATURES, "spatial": 17 * 17 * inception.SPATIAL, "logits": inception.CLASSES}
+    sizes = SIZES | {"logits": inception.CLASSES}
 
     def forward(params, images):
         pixels = jnp.broadcast_to(images, (*images.shape[:3], 3)).reshape(len(images), -1) / 255
         return {name: pixels @ jax.random.normal(jax.random.key(0), (pixels.shape[1], n)) for name, n in sizes.items()}
 
     def build(net, directory, mesh):
-        whole = NamedSharding(mesh, PartitionSpec())
-        vars(net).update(mesh=mesh, digest="quick", _params={}, _forward=jax.jit(forward, out_shardings=whole))
+        compiled = jax.jit(forward, out_shardings=replicated(mesh))
+        vars(net).update(mesh=mesh, digest="quick", _params={}, _forward=compiled)
 
     distance = lambda a, cov_a, b, cov_b: float(((a - b) ** 2).sum() + abs(np.trace(cov_a) - np.trace(cov_b)))
     monkeypatch.setattr(features.InceptionNet, "__init__", build)

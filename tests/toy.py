@@ -26,7 +26,8 @@ from ig_jax.training.step import TrainStep
 
 ROOT = Path(__file__).parents[1]
 CACHE = ("JAX_COMPILATION_CACHE_", "JAX_PERSISTENT_CACHE_")  # settings of tests/conftest.py
-SLOW = pytest.mark.skipif(os.environ.get("IG_JAX_SLOW") != "1", reason="IG_JAX_SLOW=1 runs the long ones")
+ALL = os.environ.get("IG_JAX_SLOW") == "1"
+SLOW = pytest.mark.skipif(not ALL, reason="IG_JAX_SLOW=1 runs the long ones")
 
 MODEL = dit.DiTConfig(
     **zoo.FAMILIES["sit"],

@@ -4,8 +4,10 @@ An object of a bucket can neither be mapped into memory nor appended to nor lock
 machine first (base/copies.py), what is written is made here and put there whole.
 """
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +38,22 @@ def bucket_path(text: str, name: str) -> Any:
     from etils import epath  # late: only buckets need it
 
     path = epath.Path(text)
-    try:
+    with reaching(text, name):
         path.exists()
-    except Exception as error:  # of many types, from the network's to the library's own
-        raise unreachable(text, name, error) from error
     return path
 
 
-def unreachable(text: object, name: str, error: Exception) -> UserError:
-    """The error of a bucket that does not answer, or does not allow it."""
-    fix = "check the name, the network and the credentials of this machine"
-    return UserError(f"{name}={str(text)!r}: {one_line(error)}", name=name, value=str(text), fix=fix)
+@contextlib.contextmanager
+def reaching(text: object, name: str) -> Iterator[None]:
+    """Turn what goes wrong between here and a bucket into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of many types, from the network's to the library's own and the disk's
+        fix = "check the name, the network and the credentials of this machine"
+        what = f"{name}={str(text)!r}: {one_line(error)}"
+        raise UserError(what, name=name, value=str(text), fix=fix) from error
 
 
 def put(source: Path, path: Any) -> None:
@@ -58,8 +65,6 @@ def put(source: Path, path: Any) -> None:
 
     system, root = fsspec.core.url_to_fs(str(path))
     files = [source] if source.is_file() else [file for file in source.rglob("*") if file.is_file()]
-    try:
+    with reaching(path, "path"):
         for file in sorted(files, key=lambda file: -len(file.parts)):
             system.put_file(str(file), root if file == source else f"{root}/{file.relative_to(source)}")
-    except Exception as error:  # as above
-        raise unreachable(path, "path", error) from error

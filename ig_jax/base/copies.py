@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ig_jax.base.buckets import is_remote, put, unreachable
-from ig_jax.base.errors import UserError, check
+from ig_jax.base.buckets import is_remote, put, reaching
+from ig_jax.base.errors import check
 from ig_jax.base.files import cache_folder, free_bytes, lock, user_path, writing
 
 AT_ONCE = 8  # objects fetched
@@ -37,12 +37,8 @@ def local_copy(text: str | os.PathLike, name: str = "path") -> Path:
             lock(file, note, wait=True)  # one process of this machine fetches, the others wait and find it there
             file.seek(0)
             versions = json.loads(file.read() or "{}")
-            try:
+            with reaching(path, name):
                 wanted = _fetched(system, root, cache, versions, str(path))
-            except UserError:
-                raise
-            except Exception as error:  # of many types, from the network's to the disk's
-                raise unreachable(path, name, error) from error
             file.truncate(0)
             file.write(json.dumps(wanted))
     return cache / root
@@ -77,22 +73,18 @@ def results_folder(text: str | os.PathLike, name: str, put_back: bool) -> Iterat
     system, root = fsspec.core.url_to_fs(str(path))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / root  # named in errors
-        copy.mkdir(parents=True)
-        try:
-            found = {key: copy / os.path.relpath(key, root) for key in system.find(root)}
-            for key, file in found.items():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                system.get_file(key, str(file))
-        except Exception as error:  # as above
-            raise unreachable(path, name, error) from error
+        with reaching(path, name):
+            found = _fetched(system, root, Path(folder), {}, str(path))
+            copy.mkdir(parents=True, exist_ok=True)
         try:
             yield copy
         finally:
             if put_back:
                 put(copy, path)
-                for key, file in found.items():
-                    if not file.exists():
-                        system.rm_file(key)
+                with reaching(path, name):
+                    for key in found:
+                        if not (Path(folder) / key).exists():
+                            system.rm_file(key)
 
 
 def _fetched(system, root: str, cache: Path, have: dict[str, str], text: str) -> dict[str, str]:

@@ -163,13 +163,17 @@ def trained_once(train: Source, test: Source, directory: Path) -> Classifier:
     specs = [(repr(source), source.spec.latent_shape, source.spec.class_names) for source in (train, test)]
     identity = json.dumps([*specs, bool(train.spec.mirrored)])
     path = directory / f"classifier_{hashlib.sha256(identity.encode()).hexdigest()[:8]}.npz"
-    if path.exists():
-        found = load(path)
-    else:
+
+    def make() -> Classifier:
+        if path.exists():
+            return load(path)
         with Progress(STEPS, "classifier steps") as progress:
             advance = lambda done, loss: progress.advance(done - progress.done)
             found = train_classifier(train, test, steps=STEPS, progress=advance)
         save(found, path)
+        return found
+
+    found = processes.first_alone(make)
     if processes.is_first():
         print(f"classifier  correct on {found.test_accuracy:.1%} of the real test images, sha256 {found.checksum[:12]}")
     return found

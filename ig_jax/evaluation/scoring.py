@@ -23,7 +23,6 @@ from ig_jax.evaluation.image_sets import ImageSet
 from ig_jax.evaluation.inception_score import SHUFFLED, InceptionScore
 from ig_jax.evaluation.metrics import FrechetDistance
 from ig_jax.evaluation.reference import Moments, Reference, read_reference
-from ig_jax.generation import sampler
 from ig_jax.generation.folder import IDENTITY
 from ig_jax.generation.pretrained import Pretrained
 from ig_jax.models.inception import FEATURES
@@ -84,11 +83,8 @@ def sampled(
     model: Pretrained, recipe: Recipe, labels: np.ndarray, seed: int, batch_size: int, start: int
 ) -> Iterator[tuple[np.ndarray, jax.Array]]:
     """Batches of images from sample `start` on, on the devices; the next one is dispatched already."""
-    chosen = labels[start:].tolist()
-    indices = np.arange(start, len(labels))
-    for batch in model.batches(recipe, chosen, seed=seed, batch_size=batch_size, indices=indices):
-        sampler.check_finite(sampler.local_rows(batch.latents, len(batch.indices))[1], recipe)
-        yield batch.indices, model.decode(batch.latents)
+    asked: dict[str, Any] = dict(seed=seed, batch_size=batch_size, indices=np.arange(start, len(labels)))
+    return model.decoded(recipe, labels[start:].tolist(), **asked)
 
 
 def measure_set(net: InceptionNet, images: ImageSet, batch_size: int, folder: Path) -> Measured:

@@ -70,9 +70,8 @@ def _fid(e: Experiment, mesh: Mesh, folder: Path) -> Measure:
 def _fd_cnn(e: Experiment, folder: Path) -> Measure:
     """FD-CNN and class agreement, by a classifier that `evaluate --out` of that folder shares."""
     train, test = (e.open_split(split) for split in (e.data.split, e.data.test_split))
-    folder.mkdir(parents=True, exist_ok=True)
-    net = processes.first_alone(lambda: classifier.trained_once(train, test, folder))
-    evaluator = sweep.Evaluator.of(net, train, test)
+    folder.mkdir(exist_ok=True)
+    evaluator = sweep.Evaluator.of(classifier.trained_once(train, test, folder), train, test)
     count = rounded(e.run.evaluate_samples)
 
     def measure(model: Pretrained, labels: np.ndarray, step: int) -> dict[str, float]:

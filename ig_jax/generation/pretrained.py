@@ -182,6 +182,15 @@ class Pretrained:
         check(not outside, name, outside, f"classes in 0..{null - 1}, or {null} for none")
         return found.astype(np.int32)
 
+    def decoded(self, recipe: Recipe, labels: Sequence[int], **asked: Any) -> Iterator[tuple[np.ndarray, jax.Array]]:
+        """Batches (indices (b,), images uint8 (B, H, W, C) on the devices, B >= b); `asked` as `batches`.
+
+        Raises: UserError as `batches`, and for samples that are not finite.
+        """
+        for batch in self.batches(recipe, labels, **asked):
+            sampler.check_finite(sampler.local_rows(batch.latents, len(batch.indices))[1], recipe)
+            yield batch.indices, self.decode(batch.latents)
+
     def images(
         self,
         recipe: Recipe,
@@ -195,11 +204,10 @@ class Pretrained:
 
         Raises: UserError for labels, a seed or a batch size out of range, and for samples that are not finite.
         """
-        for batch in self.batches(recipe, labels, seed=seed, batch_size=batch_size):
-            sampler.check_finite(sampler.local_rows(batch.latents, len(batch.indices))[1], recipe)
-            yield batch.indices, processes.whole(self.decode(batch.latents))[: len(batch.indices)]
+        for indices, images in self.decoded(recipe, labels, seed=seed, batch_size=batch_size):
+            yield indices, processes.whole(images)[: len(indices)]
             if progress and processes.is_first():
-                progress.advance(len(batch.indices))
+                progress.advance(len(indices))
                 progress.show(every=LINE)
 
     def sample(

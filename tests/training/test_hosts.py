@@ -130,7 +130,9 @@ def test_two_processes_measure_what_one_does(start, tmp_path):
     for launcher, out in (([toy.ROOT / "launch" / "local.sh", "2"], "together"), ([], "alone")):
         given = dict(checkpoint=tmp_path / "one", out=tmp_path / out, num=32, ig_scales=2, cfg_scales=1, batch_size=16)
         command = [*launcher, sys.executable, "-m", "ig_jax.evaluate", *(f"--{k}={v}" for k, v in given.items())]
-        ended = subprocess.run(command, cwd=toy.ROOT, env=toy.environment(), capture_output=True, text=True)
+        ended = subprocess.run(
+            command, cwd=toy.ROOT, env=toy.environment(), capture_output=True, text=True, timeout=toy.HANGS
+        )
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.count("classifier  correct") == 1  # one of them prints
         tables.append(json.loads((tmp_path / out / "table.json").read_text())["rows"])
