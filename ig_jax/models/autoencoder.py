@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ig_jax.base.errors import check
-from ig_jax.models import cpu, layers
+from ig_jax.models import cpu, layers, winograd
 from ig_jax.models.latents import from_uint8
 
 
@@ -87,7 +87,7 @@ class _Build:
 
     def conv(self, inputs: int, outputs: int, size: int, strides: int = 1, padding="SAME") -> nnx.Conv:
         shared: dict[str, Any] = dict(dtype=self.dtype, precision=self.precision, rngs=self.rngs)
-        shared["conv_general_dilated"] = cpu.convolution
+        shared |= dict(conv_general_dilated=winograd.conv_general_dilated, promote_dtype=winograd.promote_dtype)
         return nnx.Conv(inputs, outputs, (size, size), strides, padding=padding, **shared)
 
     def linear(self, inputs: int, outputs: int) -> nnx.Linear:
@@ -241,10 +241,11 @@ class Autoencoder(nnx.Module):
         Raises: UserError for another shape.
         """
         factor = self.config.factor
-        _, height, width, channels = images.shape if images.ndim == 4 else (0, 0, 0, 0)
+        batch, height, width, channels = images.shape if images.ndim == 4 else (0, 0, 0, 0)
         fits = channels == 3 and height % factor == width % factor == 0
         check(fits, "images.shape", images.shape, f"(B, H, W, 3) with H and W multiples of {factor}")
-        moments = self.encoder(images.astype(self.dtype))
+        encoder = winograd.prepared(self.encoder, batch * height * width, height // factor, width // factor)
+        moments = self._of_each(encoder, images.astype(self.dtype), height * width)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
@@ -261,7 +262,13 @@ class Autoencoder(nnx.Module):
         x = latents.astype(self.dtype)
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
-        return self.decoder(x).astype(jnp.float32)
+        pixels = latents.shape[1] * latents.shape[2] * self.config.factor**2
+        decoder = winograd.prepared(self.decoder, len(x) * pixels, *x.shape[1:3])
+        return self._of_each(decoder, x, pixels).astype(jnp.float32)
+
+    def _of_each(self, run: Callable[[jax.Array], jax.Array], x: jax.Array, pixels: int) -> jax.Array:
+        """run(x), on one CPU with few images at a time; pixels: of an image."""
+        return cpu.in_chunks(run, x, bytes_per_image=pixels * self.config.channels[0] * jnp.dtype(self.dtype).itemsize)
 
 
 @functools.lru_cache

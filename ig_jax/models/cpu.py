@@ -14,7 +14,6 @@ from ig_jax.models.derivatives import both_modes
 from ig_jax.parallel.sharding import platform
 
 CACHE = 2**24  # bytes between two products that a CPU still finds in its cache; beyond 20 MB, twice as slow
-ROWS = 16  # rows of pixels in a product of a convolution
 
 # (..., I, J) @ (..., J, L) -> float32, which leaves a CPU 2.8 times faster than bfloat16.
 _product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
@@ -76,29 +75,6 @@ def one_batch_axis(x: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]
     if platform() != "cpu" or x.dtype != jnp.float32:
         return x, grad
     return x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-
-
-def convolution(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
-    """jax.lax.conv_general_dilated, on one CPU in bfloat16 with 3x3 pixels as products of rows of pixels.
-
-    XLA runs a convolution in float32 there, and products of bfloat16 at up to twice the rate; those of few rows of
-    pixels stay in the cache.
-    """
-    wide = kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= 64 and x.shape[1] % ROWS == 0
-    same = (tuple(strides), padding) == ((1, 1), "SAME")
-    if not (wide and same and x.dtype == jnp.bfloat16 and on_one_cpu()):
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    (batch, height, width, inputs), outputs = x.shape, kernel.shape[-1]
-    padded, weights = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), kernel.reshape(3, 3 * inputs, outputs)
-
-    def rows(at):
-        place = (at // (height // ROWS), at % (height // ROWS) * ROWS, 0, 0)
-        part = jax.lax.dynamic_slice(padded, place, (1, ROWS + 2, width + 2, inputs))[0]
-        beside = jnp.concatenate([part[:, i : i + width] for i in range(3)], axis=-1)
-        products = [_product(beside[i : i + ROWS].reshape(-1, 3 * inputs), weights[i]) for i in range(3)]
-        return sum(products).astype(x.dtype)
-
-    return jax.lax.map(rows, jnp.arange(batch * height // ROWS)).reshape(batch, height, width, outputs)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

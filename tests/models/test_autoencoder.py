@@ -1,5 +1,6 @@
 """The autoencoder's shapes, precision and chunked, sharded decoding; tests/interop checks its numbers."""
 
+import math
 import re
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from refusal import refused
 
-from ig_jax.models import autoencoder, cpu, latents
+from ig_jax.models import autoencoder, latents, winograd
 from ig_jax.models.autoencoder import SD_VAE, VA_VAE, Autoencoder, AutoencoderConfig, by_chunks, from_params
 
 TINY = AutoencoderConfig(channels=(8, 16), layers=1, latent_channels=4, groups=4, attention_levels=(1,))
@@ -79,15 +80,29 @@ def test_sample():
     np.testing.assert_array_equal(latents.sample(mean, std, jnp.zeros_like(mean)), mean)
 
 
-def test_a_convolution_on_a_cpu_in_bfloat16_is_the_plain_one():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_winograds_convolution_is_the_plain_one(dtype):
     a, b = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(a, (2, 16, 6, 64), jnp.bfloat16)
-    kernel = jax.random.normal(b, (3, 3, 64, 72), jnp.bfloat16)
-    options = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    plain = jax.lax.conv_general_dilated(x.astype(float), kernel.astype(float), (1, 1), "SAME", **options)
-    found = cpu.convolution(x, kernel, (1, 1), "SAME", **options)
+    x = jax.random.normal(a, (2, 16, 8, 64), dtype)
+    kernel = jax.random.normal(b, (3, 3, 64, 72)) / 24
+    options = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest")
+    plain = jax.lax.conv_general_dilated(x.astype(float), kernel, (1, 1), "SAME", **options)
+    found = jax.jit(lambda x, kernel: winograd.convolution(x, winograd.transformed(kernel)))(x, kernel)
     assert found.dtype == x.dtype
-    np.testing.assert_allclose(found.astype(float), plain, rtol=2**-8, atol=1e-3)
+    np.testing.assert_allclose(found.astype(float), plain, rtol=float(jnp.finfo(dtype).eps), atol=2e-5)
+
+
+@pytest.mark.parametrize("run, rows", [("encode", (3, 16, 24, 3)), ("decode", (3, 8, 12, 4))])
+def test_an_autoencoder_is_the_same_with_transformed_kernels(tiny, monkeypatch, run, rows):
+    x = jax.random.uniform(jax.random.key(1), rows, minval=-1)
+    monkeypatch.setattr(winograd, "WIDE", 8)
+    lowered = []
+    for fewest in (math.inf, 1):
+        monkeypatch.setattr(winograd, "PIXELS", fewest)
+        lowered.append(jax.jit(lambda x: getattr(nnx.merge(*tiny), run)(x)).lower(x))
+    assert ["tensor<36x" in program.as_text() for program in lowered] == [False, True]
+    for expected, found in zip(*(jax.tree.leaves(program.compile()(x)) for program in lowered)):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5 * float(jnp.std(expected)))
 
 
 @pytest.mark.parametrize("batch, chunk", [(6, 2), (7, 3), (3, 8), (5, 1)])

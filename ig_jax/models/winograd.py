@@ -1,0 +1,105 @@
+"""Convolutions of 3x3 pixels on one CPU with a quarter of the multiplications, as products at the CPU's full rate.
+
+Winograd's F(4, 3): a tile of 6x6 inputs and the kernel are each mapped to 36 numbers, whose products are mapped to a
+tile of 4x4 outputs. Each of the three maps is the product with a constant matrix.
+Source: Lavin and Gray, arXiv:1509.09308, with other points of evaluation, which halve the rounding errors.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ig_jax.models.cpu import on_one_cpu
+
+STEP = 4  # outputs of a tile along each side
+TAPS = 3  # of a kernel
+POINTS = (0, 0.625, -0.625, 1.5, -1.5)  # where polynomials are evaluated, besides infinity
+CHUNK = 2**17  # tiles times channels at a time: more leave the cache, fewer are multiplied by one core alone
+WIDE = 64  # channels of a convolution whose time is that of its products
+PIXELS = 2**16  # of images: from here on more is saved than the kernels' transformation costs
+
+SIDE = STEP + TAPS - 1  # inputs of a tile along each side
+
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def _maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrices of inputs (6, 6), kernel (6, 3) and outputs (4, 6), float64, along one side.
+
+    outputs @ ((kernel @ g) * (inputs @ d)) is the correlation of d (6,) with g (3,), by Toom and Cook.
+    """
+    inputs, kernel = np.zeros((SIDE, SIDE)), np.zeros((SIDE, TAPS))
+    for i, point in enumerate(POINTS):
+        others = np.array([other for other in POINTS if other != point])
+        inputs[i, :-1] = np.polynomial.polynomial.polyfromroots(others)
+        kernel[i] = point ** np.arange(TAPS) / np.prod(point - others)
+    inputs[-1], kernel[-1, -1] = np.polynomial.polynomial.polyfromroots(POINTS), 1
+    return inputs, kernel, np.column_stack([np.vander(POINTS, STEP, increasing=True).T, np.eye(STEP)[-1]])
+
+
+# The same along both sides: (36, 36), (36, 9) and (16, 36) float32.
+INPUTS, KERNEL, OUTPUTS = (np.kron(matrix, matrix).astype(np.float32) for matrix in _maps())
+
+
+def transformed(kernel: jax.Array) -> jax.Array:
+    """A kernel (3, 3, I, O), any float, as `convolution` multiplies it: (36, I, O) float32."""
+    return _product(KERNEL, kernel.astype(jnp.float32).reshape(TAPS**2, -1)).reshape(SIDE**2, *kernel.shape[2:])
+
+
+def convolution(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """A convolution with zeros around the image, computed in float32 by rows of tiles.
+
+    x: (B, H, W, I), H and W multiples of 4; weights: (36, I, O) float32, a transformed kernel; to (B, H, W, O) as x.
+    """
+    (batch, height, width, channels), features = x.shape, weights.shape[-1]
+    down, across = height // STEP, width // STEP
+    rows = max(n for n in range(1, down + 1) if down % n == 0 and (n == 1 or n * across * channels <= CHUNK))
+    parts, padded = down // rows, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    every = lambda i, count: slice(i, i + STEP * (count - 1) + 1, STEP)
+
+    def of_rows(at: jax.Array) -> jax.Array:
+        corner, size = (at // parts, at % parts * rows * STEP, 0, 0), (1, rows * STEP + TAPS - 1, *padded.shape[2:])
+        part = jax.lax.dynamic_slice(padded, corner, size)[0].astype(jnp.float32)
+        pixels = [part[every(i, rows), every(j, across)] for i in range(SIDE) for j in range(SIDE)]
+        numbers = _product(INPUTS, jnp.stack(pixels).reshape(SIDE**2, -1)).reshape(SIDE**2, -1, channels)
+        found = _product(OUTPUTS, _product(numbers, weights).reshape(SIDE**2, -1))
+        found = found.reshape(STEP, STEP, rows, across, features).transpose(2, 0, 3, 1, 4)
+        return found.reshape(rows * STEP, width, features).astype(x.dtype)
+
+    return jax.lax.map(of_rows, jnp.arange(batch * parts)).reshape(batch, height, width, features)
+
+
+def prepared(module: nnx.Module, pixels: int, *smallest: int) -> nnx.Module:
+    """The module, on one CPU with the kernels of its wide convolutions transformed, where that is worth it.
+
+    pixels: of all images; smallest: height and width of the smallest arrays, which have to be whole tiles.
+    """
+    if not on_one_cpu() or pixels < PIXELS or any(side % STEP for side in smallest):
+        return module
+    module = nnx.clone(module)
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Conv) and node.kernel.shape[:2] == (TAPS, TAPS) and node.strides == 1 and _wide(node):
+            node.kernel = nnx.Param(transformed(node.kernel[...]))
+    return module
+
+
+def _wide(layer: nnx.Conv) -> bool:
+    return min(layer.in_features, layer.out_features) >= WIDE
+
+
+def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args, **options) -> jax.Array:
+    """JAX's function of that name for a layer, which with a transformed kernel is `convolution`."""
+    if kernel.ndim == 3:
+        return convolution(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, *args, **options)
+
+
+def promote_dtype(arrays, *, dtype: DTypeLike) -> tuple:
+    """The input, kernel and bias of a layer in its dtype; a transformed kernel stays float32."""
+    x, kernel, bias = nnx.nn.dtypes.promote_dtype(arrays, dtype=dtype)
+    return x, arrays[1] if kernel.ndim == 3 else kernel, bias
