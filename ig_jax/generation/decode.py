@@ -13,7 +13,7 @@ from ig_jax.checkpoints.autoencoder import Autoencoder
 from ig_jax.diffusion.presets import AUTOENCODERS
 from ig_jax.models import autoencoder, latents
 from ig_jax.parallel.mesh import batch_shards
-from ig_jax.parallel.sharding import batch_sharding, replicated
+from ig_jax.parallel.sharding import batch_sharding, on_mesh, replicated
 from ig_jax.pictures import images
 
 
@@ -76,7 +76,8 @@ def _jitted(mesh: Mesh, scaling: latents.LatentScaling, config: autoencoder.Auto
 
     def decode(params, x):
         decoder = autoencoder.from_params(config, params)
-        x = autoencoder.by_chunks(decoder.decode, scaling.denormalise(x), autoencoder.CHUNK * batch_shards(mesh))
+        with on_mesh(mesh):
+            x = autoencoder.by_chunks(decoder.decode, scaling.denormalise(x), autoencoder.CHUNK * batch_shards(mesh))
         return latents.to_uint8(x, scaling.uint8_rule)
 
     return jax.jit(decode, in_shardings=(replicated(mesh), rows), out_shardings=rows)
