@@ -42,12 +42,12 @@ class Progress:
         """Begin anew after `done` units, which do not count for the rate."""
         self.done, self._rate = done, 0.0
         self._texts: tuple[str, ...] = ()
-        self._marks = [(done, time.monotonic())]  # the start and, for the rate, the end of the first units
+        self._marks = [(done, time.monotonic())]  # the start, and the ends of the first three counts
 
     def advance(self, count: int = 1) -> None:
         """Count `count` more finished units."""
         self.done += count
-        if len(self._marks) == 1:
+        if len(self._marks) <= 3:
             self._marks.append((self.done, time.monotonic()))
         if self._live and time.monotonic() - self._drawn > REDRAW:
             self._draw()
@@ -59,8 +59,11 @@ class Progress:
             self.show(text)
 
     def rate(self) -> float:
-        """Units per second, without the first ones, which wait for a compilation; with them until there are others."""
-        done, began = self._marks[-1 if self._marks[-1][0] < self.done else 0]
+        """Units per second, without the first ones, which wait for a compilation; with them until two others followed.
+
+        The second ones alone may have been computed meanwhile.
+        """
+        done, began = self._marks[1 if len(self._marks) > 3 else 0]
         return (self.done - done) / max(time.monotonic() - began, 1e-9)
 
     def show(self, *texts: str, rate: float = 0.0, every: float = 0.0) -> None:

@@ -54,9 +54,9 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     "term,columns,wanted",
     [
-        ("xterm", 80, "\r4/9 images  1 images/s  left 0:05  total 1.1812  data_wait 12.5%\x1b[K"),
-        ("xterm", 40, "\r4/9 images  1 images/s  left 0:05\x1b[K"),
-        ("dumb", 40, "4/9 images  1 images/s  left 0:05  total 1.1812  data_wait 12.5%  a name that fits no line\n"),
+        ("xterm", 80, "\r6/9 images  1 images/s  left 0:03  total 1.1812  data_wait 12.5%\x1b[K"),
+        ("xterm", 40, "\r6/9 images  1 images/s  left 0:03\x1b[K"),
+        ("dumb", 40, "6/9 images  1 images/s  left 0:03  total 1.1812  data_wait 12.5%  a name that fits no line\n"),
     ],
 )
 def test_progress_is_one_line_as_wide_as_the_terminal_or_plain_text(term, columns, wanted, monkeypatch):
@@ -66,16 +66,17 @@ def test_progress_is_one_line_as_wide_as_the_terminal_or_plain_text(term, column
     monkeypatch.setenv("COLUMNS", str(columns))
     terminal = Terminal()
     with Progress(9, "images", stream=terminal) as shown:
-        for then in (10.0, 12.0):  # the first ones waited for a compilation
+        for then, rate in ((10.0, 0.2), (10.01, 4 / 10.01), (14.0, 1.0)):  # the first ones waited for a compilation
             now = then
             shown.advance(2)
+            assert shown.rate() == pytest.approx(rate)
         shown.show("total 1.1812", "data_wait 12.5%", "a name that fits no line")
         shown.show("too early for another line", every=progress.LINE)
         assert wanted in terminal.getvalue() and terminal.getvalue().isascii()
         assert ("early" in terminal.getvalue()) == (columns == 80)
         assert ("\x1b" in terminal.getvalue()) == (term != "dumb")
-        shown.show(rate=5.0)
-        assert "5 images/s  left 0:01" in terminal.getvalue()
+        shown.show(rate=3.0)
+        assert "3 images/s  left 0:01" in terminal.getvalue()
 
 
 CLOSED = ["", "<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/null 2>/dev/null"]
