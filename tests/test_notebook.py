@@ -28,7 +28,7 @@ def test_it_runs(tmp_path):
         name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
     }  # one device, as a user has
     environment |= {"QUICKSTART_WORKDIR": str(tmp_path / "run"), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
-    steps = 1000 if toy.ALL else 200  # what it teaches with takes most of its two minutes
+    steps = 1000 if toy.ALL else 100  # what it teaches with takes most of its two minutes
     short, done = tmp_path / "short.ipynb", tmp_path / "done.ipynb"
     assert "STEPS = 1000" in NOTEBOOK.read_text()
     short.write_text(NOTEBOOK.read_text().replace("STEPS = 1000", f"STEPS = {steps}"))
