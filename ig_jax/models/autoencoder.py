@@ -241,11 +241,10 @@ class Autoencoder(nnx.Module):
         Raises: UserError for another shape.
         """
         factor = self.config.factor
-        batch, height, width, channels = images.shape if images.ndim == 4 else (0, 0, 0, 0)
+        _, height, width, channels = images.shape if images.ndim == 4 else (0, 0, 0, 0)
         fits = channels == 3 and height % factor == width % factor == 0
         check(fits, "images.shape", images.shape, f"(B, H, W, 3) with H and W multiples of {factor}")
-        encoder = winograd.prepared(self.encoder, batch * height * width, height // factor, width // factor)
-        moments = self._of_each(encoder, images.astype(self.dtype), height * width)
+        moments = self._on_images(self.encoder, images.astype(self.dtype), height // factor, width // factor)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
@@ -262,13 +261,13 @@ class Autoencoder(nnx.Module):
         x = latents.astype(self.dtype)
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
-        pixels = latents.shape[1] * latents.shape[2] * self.config.factor**2
-        decoder = winograd.prepared(self.decoder, len(x) * pixels, *x.shape[1:3])
-        return self._of_each(decoder, x, pixels).astype(jnp.float32)
+        return self._on_images(self.decoder, x, *x.shape[1:3]).astype(jnp.float32)
 
-    def _of_each(self, run: Callable[[jax.Array], jax.Array], x: jax.Array, pixels: int) -> jax.Array:
-        """run(x), on one CPU with few images at a time; pixels: of an image."""
-        return cpu.in_chunks(run, x, bytes_per_image=pixels * self.config.channels[0] * jnp.dtype(self.dtype).itemsize)
+    def _on_images(self, network: nnx.Module, x: jax.Array, height: int, width: int) -> jax.Array:
+        """network(x), on one CPU with transformed kernels and few images at a time; height, width: of the latents."""
+        pixels, bytes_per_value = height * width * self.config.factor**2, jnp.dtype(self.dtype).itemsize
+        run = winograd.prepared(network, len(x) * pixels, height, width)
+        return cpu.in_chunks(run, x, bytes_per_image=pixels * self.config.channels[0] * bytes_per_value)
 
 
 @functools.lru_cache

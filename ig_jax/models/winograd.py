@@ -59,7 +59,6 @@ def convolution(x: jax.Array, weights: jax.Array) -> jax.Array:
     down, across = height // STEP, width // STEP
     rows = max(n for n in range(1, down + 1) if down % n == 0 and (n == 1 or n * across * channels <= CHUNK))
     parts, padded = down // rows, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
     every = lambda i, count: slice(i, i + STEP * (count - 1) + 1, STEP)
 
     def of_rows(at: jax.Array) -> jax.Array:
@@ -83,13 +82,14 @@ def prepared(module: nnx.Module, pixels: int, *smallest: int) -> nnx.Module:
         return module
     module = nnx.clone(module)
     for _, node in nnx.iter_graph(module):
-        if isinstance(node, nnx.Conv) and node.kernel.shape[:2] == (TAPS, TAPS) and node.strides == 1 and _wide(node):
+        if isinstance(node, nnx.Conv) and _is_suited(node):
             node.kernel = nnx.Param(transformed(node.kernel[...]))
     return module
 
 
-def _wide(layer: nnx.Conv) -> bool:
-    return min(layer.in_features, layer.out_features) >= WIDE
+def _is_suited(layer: nnx.Conv) -> bool:
+    (*size, inputs, outputs), strides = layer.kernel.shape, layer.strides
+    return size == [TAPS, TAPS] and strides == 1 and min(inputs, outputs) >= WIDE
 
 
 def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args, **options) -> jax.Array:
