@@ -6,7 +6,7 @@
   python -m ig_jax.benchmark train   --model=SiT-B/2 --peer="python launch/peer_diffusers.py"
   python -m ig_jax.benchmark kernels --model=SiT-B/2,SiT-XL/2 --batch=64
   python -m ig_jax.benchmark data    --folder=LATENTS, or without it a synthetic folder in each format
-  python -m ig_jax.benchmark encode  --folder=IMAGES --batch=4 --dtype=float32,bfloat16, or without it soft noise
+  python -m ig_jax.benchmark encode  --folder=IMAGES --batch=8 --dtype=float32,bfloat16, or without it soft noise
 
 Several values of a flag make several cases; those that do the same work are timed in turns, and so are peers. The
 command prints one table and appends a JSON line for each case to --results.
@@ -66,7 +66,7 @@ def main(command: str) -> None:
     if command == "encode":
         from ig_jax.benchmarking import encoding
 
-        batch, dtypes = LISTS["batch"].value or ["4"], LISTS["dtype"].value or ["float32", "bfloat16"]
+        batch, dtypes = LISTS["batch"].value or ["8"], LISTS["dtype"].value or ["float32", "bfloat16"]
         whole = len(batch) == 1 and batch[0].isdigit() and int(batch[0]) > 0
         check(whole, "--batch", ",".join(batch), "one number of images")
         check(set(dtypes) <= {"float32", "bfloat16"}, "--dtype", ",".join(dtypes), "float32 or bfloat16")

@@ -5,6 +5,7 @@ it could. Each function below gives the same numbers in a form that it compiles 
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,10 @@ _product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
 
 def on_one_cpu() -> bool:
-    """Whether the program being traced is for a single CPU device."""
-    return jax.sharding.get_abstract_mesh().size <= 1 and platform() == "cpu"
+    """Whether what is being traced is a single CPU device's: the program, or its part inside `jax.shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    divided = [size for name, size in mesh.shape.items() if name not in mesh.manual_axes]
+    return math.prod(divided) <= 1 and platform() == "cpu"
 
 
 def out_of_line(function):

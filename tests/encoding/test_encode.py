@@ -28,8 +28,9 @@ from ig_jax.checkpoints.steps import stored_meta
 from ig_jax.config.experiment import Experiment
 from ig_jax.data import crop, shards
 from ig_jax.data.spec import ENCODER
+from ig_jax.encoding import encoder
 from ig_jax.generation import pretrained
-from ig_jax.models import autoencoder, latents
+from ig_jax.models import autoencoder, convolutions, latents
 from ig_jax.models.autoencoder import AutoencoderConfig
 from ig_jax.parallel.mesh import make_mesh
 from ig_jax.training.initialise import encoder_weights
@@ -135,6 +136,19 @@ def test_the_card_describes_what_is_there(whole, directories):
 def test_eight_devices_write_the_bytes_of_one(whole, directories, tmp_path):
     run(tmp_path / "latents", directories / "sd")
     assert contents(tmp_path / "latents") == contents(whole)
+
+
+def test_a_device_among_others_computes_as_one_alone(directories, monkeypatch):
+    monkeypatch.setattr(convolutions, "WIDE", 8)
+    monkeypatch.setattr(convolutions, "PIXELS", 1)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    devices, found = jax.local_devices(), {}
+    for count in (1, 8):
+        monkeypatch.setattr(jax, "local_devices", lambda count=count: devices[:count])
+        program = encoder.make_encode(encoder.load(directories / "sd"), "moments", "float32", False, "bfloat16")
+        at = range(0, 8, count)
+        found[count] = np.concatenate([program(pixels[i : i + count], np.arange(count))["moments"] for i in at])
+    np.testing.assert_array_equal(found[8], found[1])
 
 
 def test_a_killed_run_finishes_in_two_processes_with_the_same_bytes(whole, directories, tmp_path):

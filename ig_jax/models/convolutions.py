@@ -1,30 +1,31 @@
-"""Convolutions of 3x3 pixels on one CPU with a quarter of the multiplications, as products at the CPU's full rate.
+"""Convolutions as products, which a CPU computes at its full rate; those of 3x3 pixels by Winograd's F(4, 3).
 
-Winograd's F(4, 3): a tile of 6x6 inputs and the kernel are each mapped to 36 numbers, whose products are mapped to a
-tile of 4x4 outputs. Each of the three maps is the product with a constant matrix.
+A tile of 6x6 inputs and the kernel are each mapped to 36 numbers, whose products are mapped to a tile of 4x4 outputs:
+a quarter of the multiplications. Each of the three maps is the product with a constant matrix.
 Source: Lavin and Gray, arXiv:1509.09308, with other points of evaluation, which halve the rounding errors.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 
 from ig_jax.models.cpu import on_one_cpu
 
 STEP = 4  # outputs of a tile along each side
 TAPS = 3  # of a kernel
-POINTS = (0, 0.625, -0.625, 1.5, -1.5)  # where polynomials are evaluated, besides infinity
+# Where polynomials are evaluated, besides infinity. Of a dozen tried the least errors in float32 and bfloat16.
+POINTS = (0, 0.75, -0.75, 1.5, -1.5)
 CHUNK = 2**17  # tiles times channels at a time: more leave the cache, fewer are multiplied by one core alone
 WIDE = 64  # channels of a convolution whose time is that of its products
 PIXELS = 2**16  # of images: from here on more is saved than the kernels' transformation costs
 
 SIDE = STEP + TAPS - 1  # inputs of a tile along each side
 
-_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
 def _maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -46,31 +47,51 @@ INPUTS, KERNEL, OUTPUTS = (np.kron(matrix, matrix).astype(np.float32) for matrix
 
 
 def transformed(kernel: jax.Array) -> jax.Array:
-    """A kernel (3, 3, I, O), any float, as `convolution` multiplies it: (36, I, O) float32."""
+    """A kernel (3, 3, I, O), any float, as `winograd` multiplies it: (36, I, O) float32."""
     return _product(KERNEL, kernel.astype(jnp.float32).reshape(TAPS**2, -1)).reshape(SIDE**2, *kernel.shape[2:])
 
 
-def convolution(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """A convolution with zeros around the image, computed in float32 by rows of tiles.
+def winograd(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """A convolution with zeros around the image, by rows of tiles.
 
-    x: (B, H, W, I), H and W multiples of 4; weights: (36, I, O) float32, a transformed kernel; to (B, H, W, O) as x.
+    x: (B, H, W, I), H and W multiples of 4; weights: (36, I, O), a transformed kernel; to (B, H, W, O); all of x's
+    dtype, in which the operands of products are rounded. Sums, and the map of outputs, are float32.
     """
     (batch, height, width, channels), features = x.shape, weights.shape[-1]
     down, across = height // STEP, width // STEP
     rows = max(n for n in range(1, down + 1) if down % n == 0 and (n == 1 or n * across * channels <= CHUNK))
     parts, padded = down // rows, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     every = lambda i, count: slice(i, i + STEP * (count - 1) + 1, STEP)
+    tiles = lambda part: jnp.stack([part[every(i, rows), every(j, across)] for i in range(SIDE) for j in range(SIDE)])
 
     def of_rows(at: jax.Array) -> jax.Array:
         corner, size = (at // parts, at % parts * rows * STEP, 0, 0), (1, rows * STEP + TAPS - 1, *padded.shape[2:])
-        part = jax.lax.dynamic_slice(padded, corner, size)[0].astype(jnp.float32)
-        pixels = [part[every(i, rows), every(j, across)] for i in range(SIDE) for j in range(SIDE)]
-        numbers = _product(INPUTS, jnp.stack(pixels).reshape(SIDE**2, -1)).reshape(SIDE**2, -1, channels)
-        found = _product(OUTPUTS, _product(numbers, weights).reshape(SIDE**2, -1))
+        pixels = _moved(tiles, jax.lax.dynamic_slice(padded, corner, size)[0]).reshape(SIDE**2, -1)
+        numbers = _product(INPUTS.astype(x.dtype), pixels).reshape(SIDE**2, -1, channels)
+        found = _product(OUTPUTS, _product(numbers.astype(x.dtype), weights).reshape(SIDE**2, -1))
         found = found.reshape(STEP, STEP, rows, across, features).transpose(2, 0, 3, 1, 4)
         return found.reshape(rows * STEP, width, features).astype(x.dtype)
 
     return jax.lax.map(of_rows, jnp.arange(batch * parts)).reshape(batch, height, width, features)
+
+
+def halving(x: jax.Array, kernel: jax.Array, padding: tuple) -> jax.Array:
+    """A convolution at every other pixel as one product; x: (B, H, W, I), kernel: (3, 3, I, O) -> (B, H/2, W/2, O)."""
+    (_, height, width, _), features = x.shape, kernel.shape[-1]
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = lambda x: [x[:, i : i + height : 2, j : j + width : 2] for i in range(TAPS) for j in range(TAPS)]
+    pixels = _moved(lambda x: jnp.concatenate(taps(x), axis=-1), padded)
+    return _product(pixels, kernel.reshape(-1, features)).astype(x.dtype)
+
+
+def _moved(move: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """move(x), which copies values; bfloat16 as 16 bits, since XLA for CPUs converts it to float32 and back."""
+    if x.dtype != jnp.bfloat16:
+        return move(x)
+    bits = lambda x, dtype: jax.lax.bitcast_convert_type(x, dtype)
+    moved = jax.custom_jvp(lambda x: bits(move(bits(x, jnp.uint16)), x.dtype))
+    moved.defjvp(lambda at, along: (moved(*at), move(*along)))
+    return moved(x)
 
 
 def prepared(module: nnx.Module, pixels: int, *smallest: int) -> nnx.Module:
@@ -83,7 +104,7 @@ def prepared(module: nnx.Module, pixels: int, *smallest: int) -> nnx.Module:
     module = nnx.clone(module)
     for _, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Conv) and _is_suited(node):
-            node.kernel = nnx.Param(transformed(node.kernel[...]))
+            node.kernel = nnx.Param(transformed(node.kernel[...]).astype(node.dtype))
     return module
 
 
@@ -92,14 +113,12 @@ def _is_suited(layer: nnx.Conv) -> bool:
     return size == [TAPS, TAPS] and strides == 1 and min(inputs, outputs) >= WIDE
 
 
-def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args, **options) -> jax.Array:
-    """JAX's function of that name for a layer, which with a transformed kernel is `convolution`."""
+def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
+    """JAX's function of that name, for a layer: `winograd` with a transformed kernel, otherwise as suits the device."""
     if kernel.ndim == 3:
-        return convolution(x, kernel)
-    return jax.lax.conv_general_dilated(x, kernel, *args, **options)
-
-
-def promote_dtype(arrays, *, dtype: DTypeLike) -> tuple:
-    """The input, kernel and bias of a layer in its dtype; a transformed kernel stays float32."""
-    x, kernel, bias = nnx.nn.dtypes.promote_dtype(arrays, dtype=dtype)
-    return x, arrays[1] if kernel.ndim == 3 else kernel, bias
+        return winograd(x, kernel)
+    if kernel.shape[:2] == (1, 1):
+        return jnp.matmul(x, kernel[0, 0], precision=options["precision"])
+    if strides == (2, 2) and on_one_cpu():
+        return halving(x, kernel, padding)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
