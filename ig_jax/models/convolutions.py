@@ -79,16 +79,16 @@ def halving(x: jax.Array, kernel: jax.Array, padding: tuple) -> jax.Array:
     """A convolution at every other pixel as one product; x: (B, H, W, I), kernel: (3, 3, I, O) -> (B, H/2, W/2, O)."""
     (_, height, width, _), features = x.shape, kernel.shape[-1]
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    taps = lambda x: [x[:, i : i + height : 2, j : j + width : 2] for i in range(TAPS) for j in range(TAPS)]
-    pixels = _moved(lambda x: jnp.concatenate(taps(x), axis=-1), padded)
-    return _product(pixels, kernel.reshape(-1, features)).astype(x.dtype)
+    under = lambda x, i, j: x[:, i : i + height : 2, j : j + width : 2]
+    taps = lambda x: jnp.concatenate([under(x, i, j) for i in range(TAPS) for j in range(TAPS)], axis=-1)
+    return _product(_moved(taps, padded), kernel.reshape(-1, features)).astype(x.dtype)
 
 
 def _moved(move: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """move(x), which copies values; bfloat16 as 16 bits, since XLA for CPUs converts it to float32 and back."""
     if x.dtype != jnp.bfloat16:
         return move(x)
-    bits = lambda x, dtype: jax.lax.bitcast_convert_type(x, dtype)
+    bits = jax.lax.bitcast_convert_type
     moved = jax.custom_jvp(lambda x: bits(move(bits(x, jnp.uint16)), x.dtype))
     moved.defjvp(lambda at, along: (moved(*at), move(*along)))
     return moved(x)
@@ -117,7 +117,7 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, **op
     """JAX's function of that name, for a layer: `winograd` with a transformed kernel, otherwise as suits the device."""
     if kernel.ndim == 3:
         return winograd(x, kernel)
-    if kernel.shape[:2] == (1, 1):
+    if kernel.shape[:2] == strides == (1, 1):
         return jnp.matmul(x, kernel[0, 0], precision=options["precision"])
     if strides == (2, 2) and on_one_cpu():
         return halving(x, kernel, padding)
